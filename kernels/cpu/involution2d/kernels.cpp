@@ -1,0 +1,258 @@
+// Involution for one instruction set: compiled once per header of kernels/cpu/simd, named by LGLD_VARIANT.
+#include LGLD_SIMD_HEADER
+
+#include "correlate.h"
+#include "involution2d.h"
+#include "pack.h"
+#include "reduce.h"
+
+namespace lgld {
+namespace {
+
+constexpr int kWeightChannels = 16;
+
+struct Task {
+  int64_t image, group, row, rows, col, cols;  // a tile of the result
+};
+
+Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t width) {
+  Task t;
+  t.col = index % p.col_tiles * p.col_tile;
+  index /= p.col_tiles;
+  t.row = index % p.row_tiles * p.row_tile;
+  index /= p.row_tiles;
+  t.group = index % p.shape.groups;
+  t.image = index / p.shape.groups;
+  t.rows = height - t.row < p.row_tile ? height - t.row : p.row_tile;
+  t.cols = width - t.col < p.col_tile ? width - t.col : p.col_tile;
+  return t;
+}
+
+template <class T>
+struct Scratch {
+  TapOffset* taps;
+  T *map, *weight;
+  Scratch(const Involution2dPlan& p, void* memory) {
+    constexpr int64_t kLine = 64;
+    char* at = static_cast<char*>(memory);
+    taps = reinterpret_cast<TapOffset*>(at);
+    at += ceil_div(p.shape.taps() * static_cast<int64_t>(sizeof(TapOffset)), kLine) * kLine;
+    map = reinterpret_cast<T*>(at);
+    weight = reinterpret_cast<T*>(at + ceil_div(p.planes * p.map.plane_pitch * static_cast<int64_t>(sizeof(T)), kLine) * kLine);
+  }
+};
+
+template <class T>
+const T* plane_of(const Strided<const T>& t, int64_t image, int64_t channel) {
+  return t.data + image * t.batch + channel * t.channel;
+}
+
+template <class T>
+T* plane_of(const Strided<T>& t, int64_t image, int64_t channel) {
+  return t.data + image * t.batch + channel * t.channel;
+}
+
+// Planes [channel, channel + count) of x around the tile's window.
+template <class T>
+void pack_x(const Involution2dPlan& p, const Strided<const T>& x, const Task& t, int64_t channel, int64_t count, T* strip) {
+  const Involution2dShape& s = p.shape;
+  for (int64_t c = 0; c < count; ++c) {
+    const Plane<T> plane{plane_of(x, t.image, channel + c), x.row, x.column, s.height, s.width};
+    pack_plane(plane, t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, s.stride_w, p.map,
+               strip + c * p.map.plane_pitch);
+  }
+}
+
+// Where tap (u, v) of the tile's first output stands in a strip of x.
+int64_t strip_offset(const Involution2dPlan& p, int64_t u, int64_t v) {
+  const Involution2dShape& s = p.shape;
+  const int64_t column = v * s.dilation_w;
+  return u * s.dilation_h * p.map.row_pitch + column % s.stride_w * p.map.pitch + column / s.stride_w;
+}
+
+template <class T, bool kTransposed>
+void dense_dispatch(const Involution2dPlan& p, const T* map, const T* weight, int64_t weight_row, int64_t tap_stride, T* out,
+                    int64_t out_row, int64_t out_plane, const Task& t, int64_t channels) {
+  const auto run = p.shape.kernel_h == 3   ? dense_rows<T, 3, kTransposed>
+                   : p.shape.kernel_h == 5 ? dense_rows<T, 5, kTransposed>
+                                           : dense_rows<T, 7, kTransposed>;
+  run(map, p.map.row_pitch, p.map.plane_pitch, weight, weight_row, tap_stride, out, out_row, out_plane, t.rows, t.cols, channels);
+}
+
+template <class T>
+LGLD_INLINE void sparse_vector(const T* map, int64_t plane_pitch, const T* weight, const TapOffset* taps, int64_t tap_count,
+                               int lanes, bool partial, Vec<T> (&acc)[kSparseChannelBlock]) {
+  unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c] = Vec<T>::zero(); });
+  if (partial) {
+    sparse_tile<T, true>(map, plane_pitch, weight, taps, tap_count, lanes, acc);
+  } else {
+    sparse_tile<T, false>(map, plane_pitch, weight, taps, tap_count, lanes, acc);
+  }
+}
+
+template <class T>
+void forward(const Involution2dPlan& p, Strided<const T> x, Strided<const T> weight, Strided<T> y, int64_t begin, int64_t end,
+             void* memory) {
+  using V = Vec<T>;
+  const Involution2dShape& s = p.shape;
+  const Scratch<T> scratch(p, memory);
+  const int64_t group_channels = s.group_channels(), taps = s.taps();
+  for (int64_t t = 0; t < taps; ++t)
+    scratch.taps[t] = {t * weight.channel, strip_offset(p, t / s.kernel_w, t % s.kernel_w)};
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Task t = make_task(p, index, s.out_height, s.out_width);
+    const T* w = plane_of(weight, t.image, t.group * taps) + t.row * weight.row + t.col;
+    for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
+      const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
+      const int64_t channel = t.group * group_channels + c0;
+      pack_x(p, x, t, channel, channels, scratch.map);
+      T* out = plane_of(y, t.image, channel) + t.row * y.row + t.col;
+      if (p.dense) {
+        dense_dispatch<T, false>(p, scratch.map, w, weight.row, weight.channel, out, y.row, y.channel, t, channels);
+        continue;
+      }
+      for (int64_t i = 0; i < t.rows; ++i) {
+        for (int64_t j = 0; j < t.cols; j += V::kLanes) {
+          const int lanes = lanes_left<T>(t.cols - j);
+          V acc[kSparseChannelBlock];
+          sparse_vector(scratch.map + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, w + i * weight.row + j,
+                        scratch.taps, taps, lanes, lanes < V::kLanes, acc);
+          unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
+            if (c < channels) store_lanes(acc[c], out + c * y.channel + i * y.row + j, lanes);
+          });
+        }
+      }
+    }
+  }
+}
+
+// grad_x[c, p] = sum_t weight[t, o] * grad_y[c, o] over the outputs o that read pixel p with tap t: o = (p + pad - t * dilation) / stride
+// where that is whole. Rows and columns outside grad_y are zeros of both strips.
+template <class T>
+void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T> weight, Strided<T> result, int64_t begin,
+            int64_t end, void* memory) {
+  using V = Vec<T>;
+  const Involution2dShape& s = p.shape;
+  const Scratch<T> scratch(p, memory);
+  const int64_t group_channels = s.group_channels(), taps = s.taps();
+  const int64_t reach_h = (s.kernel_h - 1) * s.dilation_h, reach_w = (s.kernel_w - 1) * s.dilation_w;
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Task t = make_task(p, index, s.height, s.width);
+    const int64_t row0 = floor_div(t.row + s.pad_h - reach_h, s.stride_h);
+    const int64_t col0 = floor_div(t.col + s.pad_w - reach_w, s.stride_w);
+    for (int64_t k = 0; k < taps; ++k) {
+      const Plane<T> plane{plane_of(weight, t.image, t.group * taps + k), weight.row, weight.column, s.out_height, s.out_width};
+      pack_plane(plane, row0, col0, 1, p.weight, scratch.weight + k * p.weight.plane_pitch);
+    }
+    for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
+      const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
+      const int64_t channel = t.group * group_channels + c0;
+      for (int64_t c = 0; c < channels; ++c) {
+        const Plane<T> plane{plane_of(grad_y, t.image, channel + c), grad_y.row, grad_y.column, s.out_height, s.out_width};
+        pack_plane(plane, row0, col0, 1, p.map, scratch.map + c * p.map.plane_pitch);
+      }
+      T* out = plane_of(result, t.image, channel) + t.row * result.row + t.col;
+      if (p.dense) {
+        dense_dispatch<T, true>(p, scratch.map, scratch.weight, p.weight.row_pitch, p.weight.plane_pitch, out, result.row,
+                                result.channel, t, channels);
+        continue;
+      }
+      for (int64_t i = 0; i < t.rows; ++i) {
+        for (int64_t phase = 0; phase < s.stride_w && phase < t.cols; ++phase) {
+          int64_t count = 0;
+          for (int64_t u = 0; u < s.kernel_h; ++u) {
+            const int64_t row = t.row + i + s.pad_h - u * s.dilation_h;
+            if (row % s.stride_h != 0) continue;
+            for (int64_t v = 0; v < s.kernel_w; ++v) {
+              const int64_t col = t.col + phase + s.pad_w - v * s.dilation_w;
+              if (col % s.stride_w != 0) continue;
+              const int64_t at = (row / s.stride_h - row0) * p.map.row_pitch + (col / s.stride_w - col0);
+              scratch.taps[count++] = {(u * s.kernel_w + v) * p.weight.plane_pitch + at, at};
+            }
+          }
+          const int64_t outputs = ceil_div(t.cols - phase, s.stride_w);
+          for (int64_t j = 0; j < outputs; j += V::kLanes) {
+            const int lanes = lanes_left<T>(outputs - j);
+            V acc[kSparseChannelBlock];
+            sparse_vector(scratch.map + j, p.map.plane_pitch, scratch.weight + j, scratch.taps, count, lanes, false, acc);
+            unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
+              if (c >= channels) return;
+              T* line = out + c * result.channel + i * result.row + phase + j * s.stride_w;
+              if (s.stride_w == 1) {
+                store_lanes(acc[c], line, lanes);
+                return;
+              }
+              T lane[V::kLanes];
+              acc[c].store(lane);
+              for (int k = 0; k < lanes; ++k) line[k * s.stride_w] = lane[k];
+            });
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void dense_grad_weight(const Involution2dPlan& p, const T* map, const T* grad, int64_t grad_plane, int64_t channels, bool first,
+                       T* out, int64_t tap_stride, int lanes) {
+  const int64_t pitch = p.map.row_pitch, plane = p.map.plane_pitch;
+  const bool whole = lanes == Vec<T>::kLanes;
+  const int64_t k = p.shape.kernel_h;
+  const auto run = k == 3   ? (whole ? dense_tap_rows<T, 3, false> : dense_tap_rows<T, 3, true>)
+                   : k == 5 ? (whole ? dense_tap_rows<T, 5, false> : dense_tap_rows<T, 5, true>)
+                            : (whole ? dense_tap_rows<T, 7, false> : dense_tap_rows<T, 7, true>);
+  run(map, pitch, plane, grad, grad_plane, channels, first, out, tap_stride, lanes);
+}
+
+template <class T>
+void grad_weight(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T> x, Strided<T> result, int64_t begin,
+                 int64_t end, void* memory) {
+  using V = Vec<T>;
+  const Involution2dShape& s = p.shape;
+  const Scratch<T> scratch(p, memory);
+  const int64_t group_channels = s.group_channels(), taps = s.taps();
+  int64_t* offset = reinterpret_cast<int64_t*>(scratch.taps);
+  for (int64_t t = 0; t < taps; ++t) offset[t] = strip_offset(p, t / s.kernel_w, t % s.kernel_w);
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Task t = make_task(p, index, s.out_height, s.out_width);
+    T* out = plane_of(result, t.image, t.group * taps) + t.row * result.row + t.col;
+    for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
+      const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
+      const int64_t channel = t.group * group_channels + c0;
+      pack_x(p, x, t, channel, channels, scratch.map);
+      const T* grad = plane_of(grad_y, t.image, channel) + t.row * grad_y.row + t.col;
+      for (int64_t i = 0; i < t.rows; ++i) {
+        const T* row = scratch.map + i * s.stride_h * p.map.row_pitch;
+        for (int64_t j = 0; j < t.cols; j += V::kLanes) {
+          const int lanes = lanes_left<T>(t.cols - j);
+          const T* g = grad + i * grad_y.row + j;
+          T* at = out + i * result.row + j;
+          if (p.dense) {
+            dense_grad_weight(p, row + j, g, grad_y.channel, channels, c0 == 0, at, result.channel, lanes);
+            continue;
+          }
+          for (int64_t k = 0; k < taps; k += kSparseTaps)
+            sparse_taps(row + j, p.map.plane_pitch, offset + k, taps - k, g, grad_y.channel, channels, c0 == 0,
+                        at + k * result.channel, result.channel, lanes);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+#define LGLD_CONCAT_(a, b) a##b
+#define LGLD_CONCAT(a, b) LGLD_CONCAT_(a, b)
+
+extern const Involution2dKernels LGLD_CONCAT(involution2d_, LGLD_VARIANT);
+const Involution2dKernels LGLD_CONCAT(involution2d_, LGLD_VARIANT) = {
+    Vec<float>::kLanes, Vec<double>::kLanes, kRowBlock,      kChannelBlock,  kSparseChannelBlock,  kWeightChannels,
+    forward<float>,     grad_x<float>,       grad_weight<float>, forward<double>, grad_x<double>, grad_weight<double>,
+};
+
+}  // namespace lgld

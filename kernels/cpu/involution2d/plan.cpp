@@ -1,0 +1,85 @@
+#include <algorithm>
+
+#include "involution2d.h"
+
+namespace lgld {
+namespace {
+
+constexpr int64_t kCacheLine = 64;
+
+int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
+
+// `span` columns of the unphased map feed `outputs` outputs per row; the furthest tap starts `reach` columns on.
+StripLayout make_strip(int64_t rows, int64_t phases, int64_t reach, int64_t outputs, int64_t lanes, int64_t element) {
+  StripLayout s{};
+  s.rows = rows;
+  s.phases = phases;
+  const int64_t line = kCacheLine / element;
+  s.pitch = round_up(reach + round_up(outputs, lanes), line);
+  s.row_pitch = s.phases * s.pitch;
+  s.plane_pitch = s.rows * s.row_pitch;
+  // Planes a multiple of 4 KiB apart would all fall into the same cache sets.
+  if (s.plane_pitch * element % 4096 == 0) s.plane_pitch += line;
+  return s;
+}
+
+// Even tiles of at most `limit`, in units of `unit` where more than one is needed.
+int64_t even_tile(int64_t extent, int64_t limit, int64_t unit) {
+  const int64_t count = std::max<int64_t>(1, ceil_div(extent, limit));
+  return count == 1 ? std::max<int64_t>(1, extent) : round_up(ceil_div(extent, count), unit);
+}
+
+}  // namespace
+
+Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass pass, const Involution2dKernels& k,
+                                   bool is_double) {
+  Involution2dPlan p{};
+  p.shape = s;
+  const int64_t lanes = is_double ? k.lanes_f64 : k.lanes_f32;
+  const int64_t element = is_double ? sizeof(double) : sizeof(float);
+  const bool unit = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1;
+  p.dense = unit && s.kernel_h == s.kernel_w && (s.kernel_h == 3 || s.kernel_h == 5 || s.kernel_h == 7);
+
+  const bool grad_x = pass == Involution2dPass::kGradX;
+  const int64_t height = grad_x ? s.height : s.out_height;
+  const int64_t width = grad_x ? s.width : s.out_width;
+
+  // 128 columns of 8 rows: with K = 3 the weights of a tile (9 * 8 * 128 floats = 36 KiB) and the packed strip of a block of
+  // channels stay in L1 and L2. Fewer rows where that leaves too few tasks to share out; always 4 at least, since every
+  // tile packs K - 1 rows again.
+  p.col_tile = even_tile(width, 128, 16);
+  p.col_tiles = ceil_div(width, p.col_tile);
+  constexpr int64_t kEnoughTasks = 32;
+  for (int64_t rows : {8, 4}) {
+    p.row_tile = even_tile(height, rows, 4);
+    p.row_tiles = ceil_div(height, p.row_tile);
+    p.tasks = s.batch * s.groups * p.row_tiles * p.col_tiles;
+    if (p.tasks >= kEnoughTasks) break;
+  }
+
+  const int64_t reach_h = (s.kernel_h - 1) * s.dilation_h, reach_w = (s.kernel_w - 1) * s.dilation_w;
+  if (grad_x) {
+    // Rows p0 .. p0 + row_tile - 1 of grad_x read rows floor((p0 + ph - reach) / sh) .. floor((p0 + row_tile - 1 + ph) / sh)
+    // of grad_y: at most (row_tile - 1 + reach) / sh + 2 of them. The same for columns.
+    const int64_t rows = p.dense ? round_up(p.row_tile, k.row_block) + reach_h : (p.row_tile - 1 + reach_h) / s.stride_h + 2;
+    const int64_t reach = reach_w / s.stride_w + 2;
+    const int64_t outputs = ceil_div(p.col_tile, s.stride_w);
+    p.map = make_strip(rows, 1, reach, outputs, lanes, element);
+    p.weight = p.map;
+  } else {
+    const int64_t rows = (p.dense ? round_up(p.row_tile, k.row_block) - 1 : p.row_tile - 1) * s.stride_h + reach_h + 1;
+    const int64_t phases = std::min(s.stride_w, reach_w + 1);
+    p.map = make_strip(rows, phases, reach_w / s.stride_w + 1, p.col_tile, lanes, element);
+  }
+  // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
+  p.planes = pass == Involution2dPass::kGradWeight ? std::min<int64_t>(k.weight_channels, s.group_channels())
+             : p.dense                             ? k.dense_channels
+                                                   : k.sparse_channels;
+
+  const int64_t tap_offsets = 2 * s.taps() * static_cast<int64_t>(sizeof(int64_t));
+  p.scratch_bytes = round_up(tap_offsets, kCacheLine) + round_up(p.planes * p.map.plane_pitch * element, kCacheLine) +
+                    (grad_x ? s.taps() * p.weight.plane_pitch * element : 0);
+  return p;
+}
+
+}  // namespace lgld

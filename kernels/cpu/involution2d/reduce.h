@@ -1,0 +1,68 @@
+// Register tiles of grad_weight: taps x lanes of accumulators, summed over the channels of a group.
+#pragma once
+#include "correlate.h"
+
+namespace lgld {
+namespace {
+
+// Rows of taps in one dense tile, so that 9, 10 or 14 accumulators hide the latency of the multiply-add and still fit 16
+// registers beside the shared load of grad_y.
+template <int K>
+constexpr int kTapRows = K == 3 ? 3 : 2;
+constexpr int kSparseTaps = 8;
+
+// One vector of outputs: acc[tap] += sum_c grad[c] * map[c][tap], for kRows rows of K taps.
+template <class T, int K, int kRows, bool kPartial>
+LGLD_INLINE void dense_taps(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* grad, int64_t grad_plane, int64_t channels,
+                            bool first, T* out, int64_t tap_stride, int lanes) {
+  using V = Vec<T>;
+  V acc[kRows * K];
+  unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA {
+    acc[t] = first ? V::zero() : (kPartial ? V::load_partial(out + t * tap_stride, lanes) : V::load(out + t * tap_stride));
+  });
+  for (int64_t c = 0; c < channels; ++c, map += plane_pitch, grad += grad_plane) {
+    const V g = kPartial ? V::load_partial(grad, lanes) : V::load(grad);
+    unroll<kRows>([&](auto u) LGLD_INLINE_LAMBDA {
+      const T* row = map + u * row_pitch;
+      unroll<K>([&](auto v) LGLD_INLINE_LAMBDA { acc[u * K + v] = V::fma(V::load(row + v.value), g, acc[u * K + v]); });
+    });
+  }
+  unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA { store_lanes(acc[t], out + t * tap_stride, lanes); });
+}
+
+// The same for any taps; `offset[t]` is tap t's distance from `map`. Taps behind the last repeat it and are not stored.
+template <class T>
+LGLD_INLINE void sparse_taps(const T* map, int64_t plane_pitch, const int64_t* offset, int64_t tap_count, const T* grad,
+                             int64_t grad_plane, int64_t channels, bool first, T* out, int64_t tap_stride, int lanes) {
+  using V = Vec<T>;
+  V acc[kSparseTaps];
+  const T* x[kSparseTaps];
+  unroll<kSparseTaps>([&](auto t) LGLD_INLINE_LAMBDA {
+    x[t] = map + offset[t < tap_count ? t.value : tap_count - 1];
+    acc[t] = first || t >= tap_count ? V::zero() : V::load_partial(out + t * tap_stride, lanes);
+  });
+  for (int64_t c = 0; c < channels; ++c, grad += grad_plane) {
+    const V g = V::load_partial(grad, lanes);
+    unroll<kSparseTaps>([&](auto t) LGLD_INLINE_LAMBDA { acc[t] = V::fma(V::load(x[t] + c * plane_pitch), g, acc[t]); });
+  }
+  unroll<kSparseTaps>([&](auto t) LGLD_INLINE_LAMBDA {
+    if (t < tap_count) store_lanes(acc[t], out + t * tap_stride, lanes);
+  });
+}
+
+template <class T, int K, bool kPartial>
+LGLD_INLINE void dense_tap_rows(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* grad, int64_t grad_plane,
+                                int64_t channels, bool first, T* out, int64_t tap_stride, int lanes) {
+  constexpr int kRows = kTapRows<K>;
+  for (int u = 0; u + kRows <= K; u += kRows)
+    dense_taps<T, K, kRows, kPartial>(map + u * row_pitch, row_pitch, plane_pitch, grad, grad_plane, channels, first,
+                                      out + u * K * tap_stride, tap_stride, lanes);
+  if constexpr (K % kRows != 0) {
+    constexpr int u = K - K % kRows;
+    dense_taps<T, K, K % kRows, kPartial>(map + u * row_pitch, row_pitch, plane_pitch, grad, grad_plane, channels, first,
+                                          out + u * K * tap_stride, tap_stride, lanes);
+  }
+}
+
+}  // namespace
+}  // namespace lgld

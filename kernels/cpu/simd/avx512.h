@@ -1,0 +1,44 @@
+// AVX-512 (F, BW, DQ, VL): 512-bit vectors, 32 registers, masked loads and stores.
+#pragma once
+#include <immintrin.h>
+
+#include "unroll.h"
+
+namespace lgld {
+namespace {
+
+constexpr int kVectorRegisters = 32;
+
+template <class T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int kLanes = 16;
+  __m512 v;
+  static LGLD_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static LGLD_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
+  static LGLD_INLINE Vec broadcast(float value) { return {_mm512_set1_ps(value)}; }
+  static LGLD_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static LGLD_INLINE Vec load_partial(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  LGLD_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+  LGLD_INLINE void store_partial(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int kLanes = 8;
+  __m512d v;
+  static LGLD_INLINE __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
+  static LGLD_INLINE Vec zero() { return {_mm512_setzero_pd()}; }
+  static LGLD_INLINE Vec broadcast(double value) { return {_mm512_set1_pd(value)}; }
+  static LGLD_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static LGLD_INLINE Vec load_partial(const double* p, int n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
+  LGLD_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
+  LGLD_INLINE void store_partial(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+  static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+};
+
+}  // namespace
+}  // namespace lgld

@@ -1,0 +1,173 @@
+"""Modules made of the ops: drop-in replacements that load the weights people already trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .ops.involution import IntOrPair, involution2d
+
+
+def _pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in pair):
+        raise TypeError(f"{name} must be an int or a pair of ints, but is {value!r}")
+    if min(pair) < least:
+        raise ValueError(f"{name} must be at least {least}, but is {value!r}")
+    return pair[0], pair[1]
+
+
+class _ActivatedPointwise(torch.autograd.Function):
+    """conv1x1(SiLU(h)) that keeps h alone: SiLU(h) is computed again where the weight's gradient needs it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(F.silu(h), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        h, weight = ctx.saved_tensors
+        need_h, need_weight, need_bias = ctx.needs_input_grad
+        # Under autocast the gradient is narrower than the parameters; compute in its dtype, return each in its own.
+        narrow = h.to(grad.dtype)
+        sigmoid = torch.sigmoid(narrow)
+        grad_activated, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad, narrow * sigmoid, weight.to(grad.dtype), [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+            [need_h, need_weight, need_bias],
+        )  # fmt: skip
+        # d SiLU(h) / dh = s + h s (1 - s), s = sigmoid(h)
+        grad_h = grad_activated * (sigmoid * (1 + narrow * (1 - sigmoid))) if need_h else None
+        return (
+            grad_h.to(h.dtype) if grad_h is not None else None,
+            grad_weight.to(weight.dtype) if need_weight else None,
+            grad_bias.to(weight.dtype) if need_bias else None,
+        )
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling `module` does what its class says and nothing else: no subclass, no hook, no parametrization."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and not any(hooks)
+
+
+class Involution2d(nn.Module):
+    """Involution layer that generates its kernels from its input; drop-in for LGLD-Net's `InvolutionLayer`.
+
+    ``kernel = conv1x1(SiLU(conv1x1(conv1x1(pool(x)))))`` with `reduction` times fewer channels between the convolutions,
+    then `lgld_ops.involution2d`. With a stride, `pool` is the mean over stride x stride pixels, border blocks averaging the
+    pixels they have, so that every image size works.
+
+    Args:
+        channels: channels of input and output.
+        kernel_size: rows and columns of the window, an int or a pair.
+        reduction: the generator has ``channels // reduction`` hidden channels.
+        stride: pixels between outputs, an int or a pair.
+        padding: zeros around the input; None is "same": ``dilation * (kernel_size - 1) / 2``, which keeps
+            ``ceil(H / stride)`` rows and likewise columns.
+        dilation: pixels between the window's taps, an int or a pair.
+        groups: groups of channels that share kernels; divides `channels`.
+
+    State dict: ``reduce.*``, ``shared_mlp.0.*``, ``shared_mlp.2.*``, the keys of LGLD-Net's published code.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: an argument is out of range; the message names it, what it was and what it must be.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: IntOrPair = 3,
+        reduction: int = 4,
+        *,
+        stride: IntOrPair = 1,
+        padding: IntOrPair | None = None,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        for name, value in (("channels", channels), ("reduction", reduction), ("groups", groups)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, but is {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value}")
+        if channels % groups:
+            raise ValueError(f"groups must divide channels, but groups is {groups} and channels is {channels}")
+        if channels < reduction:
+            raise ValueError(f"reduction must be at most channels, {channels}, but is {reduction}")
+        self.channels, self.reduction, self.groups = channels, reduction, groups
+        self.kernel_size = _pair("kernel_size", kernel_size, 1)
+        self.stride = _pair("stride", stride, 1)
+        self.dilation = _pair("dilation", dilation, 1)
+        if padding is None:
+            reach = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+            if any(r % 2 for r in reach):
+                raise ValueError(
+                    f"padding must be given where dilation * (kernel_size - 1) is odd: kernel_size is {kernel_size!r}, dilation is "
+                    f"{dilation!r}, and no padding keeps the size"
+                )
+            self.padding = (reach[0] // 2, reach[1] // 2)
+        else:
+            self.padding = _pair("padding", padding, 0)
+        hidden = channels // reduction
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.shared_mlp = nn.Sequential(
+            nn.Conv2d(hidden, hidden, 1),
+            nn.SiLU(),
+            nn.Conv2d(hidden, groups * self.kernel_size[0] * self.kernel_size[1], 1),
+        )
+
+    def kernel(self, x: Tensor) -> Tensor:
+        """The generated kernels [B, groups*Kh*Kw, ceil(H/stride), ceil(W/stride)] for x [B, C, H, W]."""
+        if self.stride != (1, 1):
+            x = F.avg_pool2d(x, self.stride, self.stride, ceil_mode=True, count_include_pad=False)
+        squeeze, (mix, activation, span) = self.reduce, self.shared_mlp
+        plain = all(_is_plain(conv, nn.Conv2d) for conv in (squeeze, mix, span)) and _is_plain(activation, nn.SiLU)
+        if not plain or not _is_plain(self.shared_mlp, nn.Sequential):
+            return self.shared_mlp(self.reduce(x))  # type: ignore[no-any-return]
+        # Nothing stands between the first two convolutions: W1 (W0 x + b0) + b1 = (W1 W0) x + (W1 b0 + b1).
+        w1 = mix.weight.flatten(1)
+        weight = (w1 @ squeeze.weight.flatten(1))[..., None, None]
+        hidden = F.conv2d(x, weight, torch.mv(w1, squeeze.bias) + mix.bias)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return F.conv2d(activation(hidden), span.weight, span.bias)
+        return _ActivatedPointwise.apply(hidden, span.weight, span.bias)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, Ho, Wo].
+
+        Raises:
+            ValueError: x has other dimensions or channels, or a given `padding` makes more or fewer windows than there are
+                kernels.
+        """
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x must have shape [B, {self.channels}, H, W], but has {list(x.shape)}")
+        kernel = self.kernel(x)
+        windows = [
+            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1) // self.stride[i] + 1
+            for i in range(2)
+        ]
+        if windows != [kernel.shape[2], kernel.shape[3]]:
+            raise ValueError(
+                f"padding {self.padding} makes {windows[0]} x {windows[1]} windows of a {x.shape[2]} x {x.shape[3]} input, but there "
+                f"are {kernel.shape[2]} x {kernel.shape[3]} kernels, one per {self.stride[0]} x {self.stride[1]} pixels; padding=None "
+                "makes them equal"
+            )
+        return involution2d(x, kernel, self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments, as nn.Module prints them."""
+        return (
+            f"{self.channels}, kernel_size={self.kernel_size}, reduction={self.reduction}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
+        )

@@ -1,0 +1,319 @@
+"""Involution as a torch op: shape rules, autograd, autocast, vmap, and the Python function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import plain
+from .schemas import LIBRARY, NAMESPACE
+
+Pair = Sequence[int]
+IntOrPair = int | Pair
+
+_ops = torch.ops.lgld_ops
+
+
+# --- shapes: the same rules, in the same words, as csrc/cpu/involution2d.cpp -------------------------------------------
+
+
+def _check(op: str, condition: Any, message: Callable[[], str]) -> None:
+    torch._check(condition, lambda: f"{op}: {message()}")
+
+
+def _check_map(op: str, name: str, t: Tensor) -> None:
+    _check(op, t.dim() == 4, lambda: f"{name} must have 4 dimensions, but has shape {list(t.shape)}")
+
+
+def _check_geometry(
+    op: str,
+    size: Sequence[Any],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> list[Any]:
+    """Raise RuntimeError where the arguments make no involution; return [Ho, Wo] for x of shape `size`."""
+    for name, pair, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        _check(op, len(pair) == 2, lambda name=name, pair=pair: f"{name} must be two integers, but has {len(pair)}")
+        _check(
+            op,
+            pair[0] >= least and pair[1] >= least,
+            lambda name=name, pair=pair, least=least: f"{name} must be at least {least} each, but is {tuple(pair)}",
+        )
+    _check(op, groups >= 1, lambda: f"groups must be at least 1, but is {groups}")
+    _check(
+        op,
+        size[1] % groups == 0,
+        lambda: f"groups must divide the number of channels, but groups is {groups} and x has {size[1]} channels",
+    )
+    out = []
+    for axis in range(2):
+        padded = size[2 + axis] + 2 * padding[axis]
+        reach = (kernel_size[axis] - 1) * dilation[axis] + 1
+        _check(
+            op,
+            padded >= reach,
+            lambda: f"kernel_size {tuple(kernel_size)} with dilation {tuple(dilation)} is larger than the padded x",
+        )
+        out.append((padded - reach) // stride[axis] + 1)
+    return out
+
+
+def _check_size(op: str, name: str, t: Tensor, size: Sequence[Any], meaning: str) -> None:
+    for axis in range(4):
+        _check(
+            op,
+            t.shape[axis] == size[axis],
+            lambda: f"{name} must have shape {meaning} = {list(size)}, but has {list(t.shape)}",
+        )
+
+
+def _check_alike(op: str, a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
+    _check_map(op, a_name, a)
+    _check_map(op, b_name, b)
+    _check(op, a.dtype == b.dtype, lambda: f"{b_name} must have the dtype of {a_name}, {a.dtype}, but is {b.dtype}")
+    _check(op, a.device == b.device, lambda: f"{b_name} must be on {a.device}, like {a_name}, but is on {b.device}")
+
+
+def _weight_size(size: Sequence[Any], kernel_size: Pair, groups: int, out: Sequence[Any]) -> list[Any]:
+    return [size[0], groups * kernel_size[0] * kernel_size[1], *out]
+
+
+_WEIGHT = "[batch, groups * Kh * Kw, Ho, Wo]"
+_OUTPUT = "[batch, channels, Ho, Wo]"
+
+
+@torch.library.register_fake(f"{NAMESPACE}::involution2d")
+def _involution2d_fake(
+    x: Tensor, weight: Tensor, kernel_size: Pair, stride: Pair = (1, 1), padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1
+) -> Tensor:
+    op = "involution2d"
+    _check_alike(op, "x", x, "weight", weight)
+    out = _check_geometry(op, x.shape, kernel_size, stride, padding, dilation, groups)
+    _check_size(op, "weight", weight, _weight_size(x.shape, kernel_size, groups, out), _WEIGHT)
+    return x.new_empty(x.shape[0], x.shape[1], *out)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::involution2d_grad_x")
+def _involution2d_grad_x_fake(
+    grad_y: Tensor,
+    weight: Tensor,
+    height: int,
+    width: int,
+    kernel_size: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    op = "involution2d_grad_x"
+    _check_alike(op, "grad_y", grad_y, "weight", weight)
+    size = [grad_y.shape[0], grad_y.shape[1], height, width]
+    out = _check_geometry(op, size, kernel_size, stride, padding, dilation, groups)
+    _check_size(op, "grad_y", grad_y, [*size[:2], *out], _OUTPUT)
+    _check_size(op, "weight", weight, _weight_size(size, kernel_size, groups, out), _WEIGHT)
+    return grad_y.new_empty(size)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::involution2d_grad_weight")
+def _involution2d_grad_weight_fake(
+    grad_y: Tensor, x: Tensor, kernel_size: Pair, stride: Pair = (1, 1), padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1
+) -> Tensor:
+    op = "involution2d_grad_weight"
+    _check_alike(op, "grad_y", grad_y, "x", x)
+    out = _check_geometry(op, x.shape, kernel_size, stride, padding, dilation, groups)
+    _check_size(op, "grad_y", grad_y, [*x.shape[:2], *out], _OUTPUT)
+    return x.new_empty(_weight_size(x.shape, kernel_size, groups, out))
+
+
+# --- the plain formulation, on every device without a kernel ----------------------------------------------------------
+
+
+def _plain(name: str) -> Callable[..., Tensor]:
+    check, compute = globals()[f"_{name}_fake"], getattr(plain, name)
+    # Where a default of the schema applies the dispatcher leaves the argument out.
+    defaults: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+
+    def run(first: Tensor, second: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        names = [a.name for a in getattr(_ops, name).default._schema.arguments][2:]
+        arguments = defaults | dict(zip(names, args, strict=False)) | kwargs
+        check(first, second, **arguments)
+        plain.warn_once(first.device.type)
+        return compute(first, second, **arguments)  # type: ignore[no-any-return]
+
+    return run
+
+
+for _name in ("involution2d", "involution2d_grad_x", "involution2d_grad_weight"):
+    LIBRARY.impl(_name, _plain(_name), "CompositeExplicitAutograd")
+
+
+# --- autograd. The op is trilinear in (x, weight, grad_y), so the three ops are each other's derivatives ---------------
+#
+#   F(x, w, g) = <g, involution2d(x, w)> = <x, grad_x(g, w)> = <w, grad_weight(g, x)>
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.arguments = inputs[-5:]
+
+
+def _involution2d_backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    args = ctx.arguments
+    need_x, need_weight = ctx.needs_input_grad[:2]
+    return (
+        grad_x(grad_y, weight, x.shape[2], x.shape[3], *args) if need_x else None,
+        grad_weight(grad_y, x, *args) if need_weight else None,
+        *[None] * 5,
+    )
+
+
+def _grad_x_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+    grad_y, weight = ctx.saved_tensors
+    args = ctx.arguments
+    need_grad, need_weight = ctx.needs_input_grad[:2]
+    return (
+        involution2d(cotangent, weight, *args) if need_grad else None,
+        grad_weight(grad_y, cotangent, *args) if need_weight else None,
+        *[None] * 7,
+    )
+
+
+def _grad_weight_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+    grad_y, x = ctx.saved_tensors
+    args = ctx.arguments
+    need_grad, need_x = ctx.needs_input_grad[:2]
+    return (
+        involution2d(x, cotangent, *args) if need_grad else None,
+        grad_x(grad_y, cotangent, x.shape[2], x.shape[3], *args) if need_x else None,
+        *[None] * 5,
+    )
+
+
+for _name, _backward in (
+    ("involution2d", _involution2d_backward),
+    ("involution2d_grad_x", _grad_x_backward),
+    ("involution2d_grad_weight", _grad_weight_backward),
+):
+    torch.library.register_autograd(f"{NAMESPACE}::{_name}", _backward, setup_context=_save)
+
+
+# --- torch.func: transforms need autograd.Function; register_autograd's formulas refuse them ---------------------------
+
+
+def _fold(batch_size: int, t: Tensor, dim: int | None) -> Tensor:
+    """[v, B, ...] -> [v*B, ...], the mapped dimension being `dim`, or absent and then repeated."""
+    moved = t.unsqueeze(0).expand(batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+    return moved.flatten(0, 1)
+
+
+def _transformable(name: str, call: Callable[..., Tensor], backward: Callable[..., Any]) -> type[torch.autograd.Function]:
+    """An autograd.Function of `call`, which is entered again one transform further down until none is left."""
+
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        first, second = (_fold(info.batch_size, t, dim) for t, dim in zip(inputs[:2], in_dims[:2], strict=True))
+        return call(first, second, *inputs[2:]).unflatten(0, (info.batch_size, -1)), 0
+
+    members = {
+        "forward": staticmethod(call),
+        "setup_context": staticmethod(_save),
+        "backward": staticmethod(backward),
+        "vmap": staticmethod(vmap),
+    }
+    return type(name, (torch.autograd.Function,), members)
+
+
+def _transforming() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def grad_x(grad_y: Tensor, weight: Tensor, height: int, width: int, *args: Any) -> Tensor:
+    """Gradient of `involution2d` with respect to x [B, C, height, width]; arguments behind as there."""
+    if _transforming():
+        return _GradX.apply(grad_y, weight, height, width, *args)  # type: ignore[no-any-return]
+    return _ops.involution2d_grad_x.default(grad_y, weight, height, width, *args)  # type: ignore[no-any-return]
+
+
+def grad_weight(grad_y: Tensor, x: Tensor, *args: Any) -> Tensor:
+    """Gradient of `involution2d` with respect to weight; arguments behind as there."""
+    if _transforming():
+        return _GradWeight.apply(grad_y, x, *args)  # type: ignore[no-any-return]
+    return _ops.involution2d_grad_weight.default(grad_y, x, *args)  # type: ignore[no-any-return]
+
+
+def involution2d(
+    x: Tensor,
+    weight: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Involution: a weighted sum over each pixel's window, with weights of its own at every pixel.
+
+    ``y[b,c,i,j] = sum_{u,v} weight[b, g*Kh*Kw + u*Kw + v, i, j] * x[b, c, i*sh - ph + u*dh, j*sw - pw + v*dw]`` with
+    ``g = c // (C // groups)`` and x zero outside its bounds (Li et al., "Involution: Inverting the Inherence of Convolution
+    for Visual Recognition", CVPR 2021, eq. 4). Every argument after `weight` is an int for both axes or a pair
+    (rows, columns).
+
+    Args:
+        x: [B, C, H, W], float32 or float64, any strides; B may be 0.
+        weight: [B, groups*Kh*Kw, Ho, Wo], group-major, dtype and device of x, any strides.
+        kernel_size: Kh, Kw, at least 1; 3, 5 and 7 (square, stride 1, dilation 1) are fastest.
+        stride: pixels between the windows of neighbouring outputs, at least 1.
+        padding: zeros around x, at least 0.
+        dilation: pixels between neighbouring taps, at least 1.
+        groups: groups of channels that share weights; divides C.
+
+    Returns:
+        [B, C, Ho, Wo], contiguous, dtype of x, ``Ho = (H + 2*ph - dh*(Kh-1) - 1) // sh + 1`` and Wo likewise. Its gradient
+        keeps x and weight alone, is a gather (bitwise the same on every run and for any number of threads), and can be
+        differentiated again. Under autocast the sum is computed in float32 and returned in the autocast dtype.
+
+    Raises:
+        RuntimeError: an argument's shape, dtype, device or value does not fit; the message names it, what it was and what it
+            must be.
+    """
+    if _transforming():
+        return _Involution2d.apply(x, weight, kernel_size, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+    return _ops.involution2d.default(x, weight, kernel_size, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+
+
+_Involution2d = _transformable("Involution2d", involution2d, _involution2d_backward)
+_GradX = _transformable("Involution2dGradX", grad_x, _grad_x_backward)
+_GradWeight = _transformable("Involution2dGradWeight", grad_weight, _grad_weight_backward)
+
+
+# --- autocast: compute in float32, return the autocast dtype ----------------------------------------------------------
+
+_AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+_REDUCED = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def _autocast(device_type: str) -> Callable[..., Tensor]:
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST_KEYS[device_type]))
+
+    def run(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            if x.dtype not in _REDUCED or weight.dtype not in _REDUCED:
+                return _ops.involution2d.default(x, weight, *args, **kwargs)  # type: ignore[no-any-return]
+            y = _ops.involution2d.default(x.float(), weight.float(), *args, **kwargs)
+            return y.to(torch.get_autocast_dtype(device_type))  # type: ignore[no-any-return]
+
+    return run
+
+
+for _device_type, _key in _AUTOCAST_KEYS.items():
+    LIBRARY.impl("involution2d", _autocast(_device_type), _key)

@@ -1,0 +1,23 @@
+"""The table of all ops. They exist from here on, with or without a compiled library; `csrc/` only implements them."""
+
+from __future__ import annotations
+
+import torch
+
+NAMESPACE = "lgld_ops"
+
+SCHEMAS = (
+    # x [B, C, H, W], weight [B, groups*Kh*Kw, Ho, Wo] -> [B, C, Ho, Wo]
+    "involution2d(Tensor x, Tensor weight, int[2] kernel_size, int[2] stride=1, int[2] padding=0, int[2] dilation=1,"
+    " int groups=1) -> Tensor",
+    # grad_y [B, C, Ho, Wo], weight -> [B, C, height, width]
+    "involution2d_grad_x(Tensor grad_y, Tensor weight, SymInt height, SymInt width, int[2] kernel_size, int[2] stride=1,"
+    " int[2] padding=0, int[2] dilation=1, int groups=1) -> Tensor",
+    # grad_y, x -> [B, groups*Kh*Kw, Ho, Wo]
+    "involution2d_grad_weight(Tensor grad_y, Tensor x, int[2] kernel_size, int[2] stride=1, int[2] padding=0,"
+    " int[2] dilation=1, int groups=1) -> Tensor",
+)
+
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+for _schema in SCHEMAS:
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
