@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +23,14 @@ from build_backend import find_torch  # noqa: E402
 
 def refuse_foreign_platform() -> None:
     """Raise SystemExit on systems the kernels were never tried on."""
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+    system, machine = platform.system(), platform.machine()
+    if system != "Linux" or machine not in ("x86_64", "aarch64"):
+        hint = " On Windows, WSL 2 is such a Linux." if system == "Windows" else ""
         raise SystemExit(
-            f"lgld_ops runs on 64-bit Linux (x86-64 and aarch64) only; this is {platform.system()} on {platform.machine()}. "
-            "On Windows, WSL 2 is such a Linux."
+            f"lgld_ops runs on 64-bit Linux (x86-64 and aarch64) only; this is {system} on {machine}.{hint}"
         )
+    if sys.maxsize < 2**32:
+        raise SystemExit(f"lgld_ops runs on 64-bit Linux only; this Python is a 32-bit program on {machine}.")
 
 
 def tool(name: str, package: str) -> str:
@@ -33,15 +38,72 @@ def tool(name: str, package: str) -> str:
     beside_python = Path(sys.executable).with_name(name)
     found = shutil.which(name) or (str(beside_python) if beside_python.exists() else None)
     if not found:
-        raise SystemExit(f"lgld_ops: no {name} found. Install it with `pip install {name}` or `apt install {package}`.")
+        raise SystemExit(
+            f"lgld_ops: no {name} found. Install it with `pip install {name}` or `apt install {package}`."
+        )
     return found
 
 
-class build_cmake(Command):  # noqa: N801 (setuptools names its commands so)
-    """Run CMake and put its products into the package: in place for editable installs, into build_lib for wheels."""
+def check_compiler() -> None:
+    """Raise SystemExit with what to install where there is no C++ compiler."""
+    named = os.environ.get("CXX")
+    if named and not shutil.which(named.split()[0]):
+        raise SystemExit(
+            f"lgld_ops: CXX is {named!r}, but there is no such program. It must name a C++17 compiler; "
+            "unset it to use the system's, which `apt install g++` brings."
+        )
+    if not named and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise SystemExit(
+            "lgld_ops: no C++ compiler was found. Install one with `apt install g++` (or your system's "
+            "package of it), or name yours in CXX."
+        )
+
+
+def torch_folder() -> tuple[Path, str]:
+    """The torch to compile against and its version; SystemExit with what to do where there is none."""
+    refused: list[str] = []
+    try:
+        found = find_torch(refused)
+    except RuntimeError as error:
+        raise SystemExit(f"lgld_ops: {error}") from None
+    if found is None:
+        raise SystemExit(
+            f"lgld_ops: no torch to build against. {' '.join([*refused, ''])}Run `pip install 'torch>=2.10'` "
+            "first (--no-build-isolation installs nothing for you), or set LGLD_TORCH_DIR to its folder."
+        )
+    return found
+
+
+def fresh_if_changed(work: Path) -> None:
+    """Drop a build folder made with another compiler or other flags: CMake would keep the old ones."""
+    names = ("CXX", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE")
+    now = "".join(f"{name}={os.environ.get(name, '')}\n" for name in names)
+    record = work / "lgld_environment.txt"
+    if work.exists() and (not record.exists() or record.read_text() != now):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    record.write_text(now)
+
+
+def configure(command: list[str]) -> None:
+    """Run CMake's configuration step; where it fails, its reason becomes the message."""
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    print(result.stderr, end="", file=sys.stderr, flush=True)
+    if result.returncode:
+        found = re.search(r"CMake Error[^\n]*?:\s*\n(.*?)(?:\n\s*\n\s*\n|\Z)", result.stderr, re.DOTALL)
+        reason = (
+            " ".join(found[1].split())
+            if found
+            else f"CMake stopped with exit code {result.returncode} (see above)."
+        )
+        raise SystemExit(f"lgld_ops: {reason}")
+
+
+class build_cmake(Command):
+    """Run CMake; its products go into the package, in place for editable installs, else into build_lib."""
 
     description = "build the compiled parts with CMake"
-    user_options: list[tuple[str, str | None, str]] = []
+    user_options: list[tuple[str, str | None, str]] = []  # noqa: RUF012
     editable_mode = False
 
     def initialize_options(self) -> None:
@@ -51,44 +113,52 @@ class build_cmake(Command):  # noqa: N801 (setuptools names its commands so)
         self.set_undefined_options("build", ("build_lib", "build_lib"))
 
     def run(self) -> None:
-        compiler = os.environ.get("CXX", "c++")
-        if not shutil.which(compiler.split()[0]):
-            raise SystemExit(
-                f"lgld_ops: the C++ compiler {compiler!r} was not found. Install one (`apt install g++`) or name yours in CXX."
-            )
-        torch = find_torch()
-        if torch is None:
-            raise SystemExit(
-                "lgld_ops: no torch to build against. Run `pip install 'torch>=2.10'` first (with --no-build-isolation nothing "
-                "is installed for you), or set LGLD_TORCH_DIR to its folder."
-            )
-        folder, version = torch
-        target = self.package_folder()
-        work = ROOT / "build" / f"cmake-{platform.machine()}-{'editable' if self.editable_mode else 'wheel'}"
+        check_compiler()
+        folder, version = torch_folder()
+        work = ROOT / "build" / f"cmake-{platform.machine()}"
         options = {
-            "CMAKE_INSTALL_PREFIX": str(target),
+            "CMAKE_INSTALL_PREFIX": str(self.package_folder()),
             "CMAKE_MAKE_PROGRAM": tool("ninja", "ninja-build"),
             "LGLD_TORCH_DIR": str(folder),
             "LGLD_TORCH_VERSION": version,
             "LGLD_CUDA": os.environ.get("LGLD_CUDA", "auto"),
             "LGLD_TEST_MODULE": "OFF",
         }
-        if self.editable_mode:
-            import pybind11  # only editable builds have the test module
+        # The test module is a CPython extension: no wheel may hold one, so only editable builds have it.
+        if self.editable_mode and importlib.util.find_spec("pybind11"):
+            import pybind11
 
-            options |= {"LGLD_TEST_MODULE": "ON", "Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir()}
-        cmake = tool("cmake", "cmake")
-        try:
-            subprocess.run(
-                [cmake, "-S", ROOT, "-B", work, "-G", "Ninja", *(f"-D{key}={value}" for key, value in options.items())],
-                check=True,
+            options |= {
+                "LGLD_TEST_MODULE": "ON",
+                "Python_EXECUTABLE": sys.executable,
+                "pybind11_DIR": pybind11.get_cmake_dir(),
+            }
+        elif self.editable_mode:
+            print(
+                "lgld_ops: no pybind11 installed: building without lgld_ops._testing, which some tests need."
             )
-            subprocess.run([cmake, "--build", work, "--target", "install"], check=True)
-        except subprocess.CalledProcessError as error:
+        cmake = tool("cmake", "cmake")
+        fresh_if_changed(work)
+        configure(
+            [
+                cmake,
+                "-S",
+                str(ROOT),
+                "-B",
+                str(work),
+                "-G",
+                "Ninja",
+                *(f"-D{k}={v}" for k, v in options.items()),
+            ]
+        )
+        result = subprocess.run([cmake, "--build", str(work), "--target", "install"])
+        if result.returncode:
             raise SystemExit(
-                f"lgld_ops: the build failed (command above, exit code {error.returncode}). The first error in the output says "
-                f"why; it needs a C++17 compiler (gcc 9 or newer, clang 10 or newer), and {work} can be deleted to start afresh."
-            ) from None
+                f"lgld_ops: the build failed (exit code {result.returncode}); the first error above says "
+                "why. It needs a C++17 compiler (gcc 9 or newer, clang 10 or newer: `apt install g++`) and about "
+                "1 GB of memory for each parallel job (CMAKE_BUILD_PARALLEL_LEVEL=1 runs one at a time); "
+                f"{work} may be deleted to start afresh."
+            )
 
     def package_folder(self) -> Path:
         """Where the package's compiled files go."""
@@ -102,18 +172,21 @@ class build_cmake(Command):  # noqa: N801 (setuptools names its commands so)
         return {}
 
     def get_source_files(self) -> list[str]:
-        patterns = ("csrc/**/*", "kernels/**/*", "cmake/*", "CMakeLists.txt", "CMakePresets.json", "tests/native/*")
-        files = (path for pattern in patterns for path in ROOT.glob(pattern))
-        return sorted(str(path.relative_to(ROOT)) for path in files if path.is_file() and "__pycache__" not in path.parts)
+        return []  # MANIFEST.in names them
 
 
-class lgld_build(build):  # noqa: N801
+class lgld_build(build):
     """setuptools' build with the CMake step in it."""
 
-    sub_commands = [*build.sub_commands, ("build_cmake", None)]
+    sub_commands = [*build.sub_commands, ("build_cmake", None)]  # noqa: RUF012
+
+    def run(self) -> None:
+        # setuptools packs whatever an earlier build left here, files since deleted included.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
-class py3_wheel(bdist_wheel):  # noqa: N801
+class py3_wheel(bdist_wheel):
     """No file of the wheel belongs to one Python: libraries are loaded by path, so py3-none-<platform>."""
 
     def finalize_options(self) -> None:
@@ -132,7 +205,8 @@ class BinaryDistribution(Distribution):
 
 
 refuse_foreign_platform()
-setup(
-    distclass=BinaryDistribution,
-    cmdclass={"build": lgld_build, "build_cmake": build_cmake, "bdist_wheel": py3_wheel},
-)
+if __name__ == "__main__":  # false where a test imports the functions above
+    setup(
+        distclass=BinaryDistribution,
+        cmdclass={"build": lgld_build, "build_cmake": build_cmake, "bdist_wheel": py3_wheel},
+    )

@@ -1,7 +1,7 @@
 # lgld_cpu_kernels: every op's kernels.cpp, once per instruction set, plus what is common to all of them.
 set(LGLD_KERNELS ${CMAKE_CURRENT_SOURCE_DIR}/kernels/cpu)
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+if(LGLD_TARGETS_X86_64)
   set(LGLD_VARIANTS scalar sse2 avx2 avx512)
 else()
   set(LGLD_VARIANTS scalar neon)

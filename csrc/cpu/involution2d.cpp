@@ -97,7 +97,7 @@ void check_same_dtype(const char* op, const char* a_name, const Tensor& a, const
 Tensor allocate(const Tensor& like, const Ints& size) {
   const Ints stride{size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       4, size.data(), stride.data(),
       like.scalar_type() == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
       aoti_torch_device_type_cpu(), 0, &handle));

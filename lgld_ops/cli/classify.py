@@ -6,9 +6,10 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,16 @@ class _Unusable(click.ClickException):
 
 @dataclass(frozen=True)
 class Result:
-    """One image's outcome: ``logits`` [num_classes] and their softmax, or ``error``."""
+    """One image's outcome: ``logits`` [num_classes] and their softmax, or ``error``.
+
+    ``remarks`` is what the image's decoder warned of.
+    """
 
     path: Path
     logits: tuple[float, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def find_images(paths: Iterable[Path]) -> Iterator[Result]:
@@ -98,16 +103,24 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np
         return np.asarray(upright.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _try_read(path: Path, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]] | str:
-    try:
-        return read_image(path, size)
-    except UnidentifiedImageError:
-        return "not an image that Pillow can read"
-    except OSError as error:
-        return error.strerror or str(error)
-    # The decoders of damaged files raise SyntaxError, struct.error, DecompressionBombError and more.
-    except Exception as error:
-        return str(error) or type(error).__name__
+def _read(item: Result, size: tuple[int, int]) -> tuple[Result, np.ndarray[Any, np.dtype[np.uint8]] | None]:
+    """``item`` with what came up while reading, and its pixels unless that was an error."""
+    if item.error:
+        return item, None
+    pixels, error = None, ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            pixels = read_image(item.path, size)
+        except UnidentifiedImageError:
+            error = "not an image that Pillow can read"
+        except OSError as problem:
+            error = problem.strerror or str(problem)
+        # The decoders of damaged files raise SyntaxError, struct.error, DecompressionBombError and more.
+        except Exception as problem:
+            error = f"cannot be read as an image: {problem or type(problem).__name__}"
+    remarks = tuple(dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught))
+    return Result(item.path, error=error, remarks=remarks), pixels
 
 
 def classify_batch(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,19 +147,17 @@ def _classify_all(
                     continue
                 row, shares = next(rows)
                 if all(np.isfinite(row)):
-                    results[index] = Result(item.path, tuple(row), tuple(shares))
+                    results[index] = replace(item, logits=tuple(row), probabilities=tuple(shares))
                 else:
-                    results[index] = Result(item.path, error=f"the network's logits are not finite: {row}")
+                    results[index] = replace(item, error=f"the network's logits are not finite: {row}")
         batch.clear()
         pixels.clear()
         return results
 
     for item in found:
-        image = item.error or _try_read(item.path, size)
-        if isinstance(image, str):
-            batch.append(Result(item.path, error=image))
-        else:
-            batch.append(item)
+        read, image = _read(item, size)
+        batch.append(read)
+        if image is not None:
             pixels.append(image)
         if len(batch) == batch_size:
             yield run()
@@ -235,7 +246,11 @@ def _print_table(results: list[Result], classes: tuple[str, ...]) -> None:
 
 
 def _json(
-    results: list[Result], classes: tuple[str, ...], size: tuple[int, int], info: CheckpointInfo
+    results: list[Result],
+    classes: tuple[str, ...],
+    size: tuple[int, int],
+    model: nn.Module,
+    info: CheckpointInfo,
 ) -> str:
     rows = []
     for result in results:
@@ -253,6 +268,7 @@ def _json(
     errors = [{"path": os.fspath(r.path), "error": r.error} for r in results if r.error]
     content = {
         "weights": os.fspath(info.path),
+        "network": f"{type(model).__module__}.{type(model).__qualname__}",
         "image_size": size,
         "classes": classes,
         "results": rows,
@@ -331,11 +347,13 @@ def classify(
             results += batch
             progress.advance(task, len(batch))
             for result in batch:
+                lines = [f"warning: {_printable(result.path)}: {_printable(text)}" for text in result.remarks]
                 if result.error:
-                    line = f"error: {_printable(result.path)}: {_printable(result.error)}"
+                    lines.append(f"error: {_printable(result.path)}: {_printable(result.error)}")
+                for line in lines:
                     progress.console.print(Text(line), soft_wrap=True)
     if as_json:
-        click.echo(_json(results, classes, size, info))
+        click.echo(_json(results, classes, size, model, info))
     else:
         _print_table(results, classes)
     if any(result.error for result in results):

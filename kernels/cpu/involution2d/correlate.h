@@ -13,34 +13,52 @@ constexpr int kChannelBlock = 4;
 // Where nothing is known of the taps only weights can be shared, so more channels and one row.
 constexpr int kSparseChannelBlock = 8;
 
-// acc[m][c] = sum over a dense K x K window at stride 1. `map` points to the strip's element under the window's first tap of
-// output row 0. Forward: weight (u, v) of row m stands at weight[m] + (u*K + v) * tap_stride. Transposed (grad_x): the window
-// is mirrored and the weights move with it: weight[m] + (K*K - 1 - u*K - v) * tap_stride + u * row_pitch + v.
-template <class T, int K, bool kTransposed, bool kPartial>
-LGLD_INLINE void dense_tile(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* const (&weight)[kRowBlock],
-                            int64_t tap_stride, int lanes, Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
+// Row r of the strip under a block of output rows: the taps of window row r - m for the output rows m in [kFirst, kLast).
+// weight[m] moves on by `tap_stride` a tap.
+template <class T, int K, int kFirst, int kLast, bool kPartial>
+LGLD_INLINE void dense_tap_row(const T* row, int64_t plane_pitch, const T* (&weight)[kRowBlock], int64_t tap_stride, int lanes,
+                               Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   using V = Vec<T>;
-  unroll<K + kRowBlock - 1>([&](auto r) LGLD_INLINE_LAMBDA {
-    const T* row = map + r * row_pitch;
-    unroll<K>([&](auto v) LGLD_INLINE_LAMBDA {
-      V w[kRowBlock];
-      unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
-        constexpr int u = r.value - m.value;
-        if constexpr (u >= 0 && u < K) {
-          constexpr int tap = kTransposed ? K * K - 1 - u * K - v.value : u * K + v.value;
-          const T* p = weight[m] + tap * tap_stride + (kTransposed ? u * row_pitch + v.value : 0);
-          w[m] = kPartial ? V::load_partial(p, lanes) : V::load(p);
-        }
-      });
-      unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
-        const V x = V::load(row + c * plane_pitch + v.value);
-        unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
-          constexpr int u = r.value - m.value;
-          if constexpr (u >= 0 && u < K) acc[m][c] = V::fma(x, w[m], acc[m][c]);
-        });
+  Window<T> x[kChannelBlock];
+  unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { x[c] = Window<T>::load(row + c * plane_pitch); });
+  unroll<K>([&](auto v) LGLD_INLINE_LAMBDA {
+    V w[kRowBlock];
+    unroll<kLast - kFirst>([&](auto k) LGLD_INLINE_LAMBDA {
+      constexpr int m = kFirst + k.value;
+      w[m] = kPartial ? V::load_partial(weight[m], lanes) : V::load(weight[m]);
+      weight[m] += tap_stride;
+      launder(weight[m]);
+    });
+    unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
+      const V shifted = x[c].template at<v.value>();
+      unroll<kLast - kFirst>([&](auto k) LGLD_INLINE_LAMBDA {
+        constexpr int m = kFirst + k.value;
+        acc[m][c] = V::fma(shifted, w[m], acc[m][c]);
       });
     });
   });
+}
+
+// acc[m][c] = sum over a dense K x K window at stride 1. `map` is the strip's element under the first tap of output row 0,
+// weight[m] the first tap's weight of output row m.
+template <class T, int K, bool kPartial>
+LGLD_INLINE void dense_tile(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* (&weight)[kRowBlock],
+                            int64_t tap_stride, int lanes, Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
+  constexpr int kSteady = K >= kRowBlock ? K - kRowBlock + 1 : 0;  // strip rows that all output rows of the block share
+  const auto row = [&](auto r) LGLD_INLINE_LAMBDA {
+    constexpr int first = r.value >= K ? r.value - K + 1 : 0;
+    constexpr int last = r.value < kRowBlock ? r.value + 1 : kRowBlock;
+    dense_tap_row<T, K, first, last, kPartial>(map, plane_pitch, weight, tap_stride, lanes, acc);
+    map += row_pitch;
+    launder(map);
+  };
+  if constexpr (kSteady > 1) {
+    unroll<kRowBlock - 1>(row);
+    for (int r = 0; r < kSteady; ++r) row(Int<kRowBlock - 1>{});
+    unroll<kRowBlock - 1>([&](auto r) LGLD_INLINE_LAMBDA { row(Int<K + r.value>{}); });
+  } else {
+    unroll<K + kRowBlock - 1>(row);
+  }
 }
 
 struct TapOffset {
@@ -75,34 +93,72 @@ LGLD_INLINE int lanes_left(int64_t columns) {
   return static_cast<int>(columns < Vec<T>::kLanes ? columns : Vec<T>::kLanes);
 }
 
-// Columns [0, cols) of rows [0, rows) of `channels` <= kChannelBlock result planes.
-template <class T, int K, bool kTransposed>
-void dense_rows(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* weight, int64_t weight_row, int64_t tap_stride,
-                T* out, int64_t out_row, int64_t out_plane, int64_t rows, int64_t cols, int64_t channels) {
+// The corner of the result that a register tile covers.
+template <class T>
+struct Corner {
+  T* data;
+  int64_t row, plane;  // strides
+  int rows, channels, lanes;
+};
+
+// Not inlined: the tile needs every general register for its own addresses.
+template <class T, int K, bool kPartial>
+__attribute__((noinline)) void dense_corner(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* const* weights,
+                                            int64_t tap_stride, const Corner<T>& out) {
   using V = Vec<T>;
-  for (int64_t i = 0; i < rows; i += kRowBlock) {
-    const int64_t tile_rows = rows - i < kRowBlock ? rows - i : kRowBlock;
-    for (int64_t j = 0; j < cols; j += V::kLanes) {
-      const int lanes = lanes_left<T>(cols - j);
-      const T* w[kRowBlock];
-      // Rows behind the last repeat it, so that they read memory that exists; they are not stored.
-      unroll<kRowBlock>(
-          [&](auto m) LGLD_INLINE_LAMBDA { w[m] = weight + (m < tile_rows ? i + m : rows - 1) * weight_row + j; });
-      V acc[kRowBlock][kChannelBlock];
-      unroll<kRowBlock * kChannelBlock>(
-          [&](auto k) LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
-      const T* window = map + i * row_pitch + j;
-      // A packed weight strip has slack behind its rows; the caller's own weights end with the row.
-      if (kTransposed || lanes == V::kLanes) {
-        dense_tile<T, K, kTransposed, false>(window, row_pitch, plane_pitch, w, tap_stride, lanes, acc);
+  const T* w[kRowBlock];
+  unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w[m] = weights[m]; });
+  V acc[kRowBlock][kChannelBlock];
+  unroll<kRowBlock * kChannelBlock>(
+      [&](auto k) LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
+  dense_tile<T, K, kPartial>(map, row_pitch, plane_pitch, w, tap_stride, out.lanes, acc);
+  // Every accumulator is used on both sides of the branch. Were each store guarded by itself, the compiler would sink the
+  // multiply-adds into the guards, behind all of the loads, and spill those.
+  if (out.rows == kRowBlock && out.channels == kChannelBlock && out.lanes == V::kLanes) {
+    unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
+      unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(out.data + m * out.row + c * out.plane); });
+    });
+    return;
+  }
+  T tile[kRowBlock][kChannelBlock][V::kLanes];
+  unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
+    unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(tile[m][c]); });
+  });
+  for (int m = 0; m < out.rows; ++m)
+    for (int c = 0; c < out.channels; ++c) {
+      const V line = V::load(tile[m][c]);
+      T* p = out.data + m * out.row + c * out.plane;
+      if (out.lanes == V::kLanes) {
+        line.store(p);
       } else {
-        dense_tile<T, K, kTransposed, true>(window, row_pitch, plane_pitch, w, tap_stride, lanes, acc);
+        line.store_partial(p, out.lanes);
       }
-      unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
-        unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
-          if (m < tile_rows && c < channels) store_lanes(acc[m][c], out + (i + m) * out_row + c * out_plane + j, lanes);
-        });
-      });
+    }
+}
+
+// Weight maps as a dense tile reads them: tap t of output (i, j) at data[t * tap + i * row + j]. `slack`: rows may be read up
+// to a whole vector behind the last column, as in a packed strip.
+template <class T>
+struct WeightMaps {
+  const T* data;
+  int64_t tap, row;
+  bool slack;
+};
+
+// Columns [0, cols) of rows [0, rows) of `channels` <= kChannelBlock result planes.
+template <class T, int K>
+void dense_rows(const T* map, const StripLayout& strip, const WeightMaps<T>& weight, T* out, int64_t out_row, int64_t out_plane,
+                int64_t rows, int64_t cols, int64_t channels) {
+  for (int64_t i = 0; i < rows; i += kRowBlock) {
+    const int tile_rows = static_cast<int>(rows - i < kRowBlock ? rows - i : kRowBlock);
+    for (int64_t j = 0; j < cols; j += Vec<T>::kLanes) {
+      const int lanes = lanes_left<T>(cols - j);
+      // Rows behind the last repeat it, so that they read memory that exists; they are not stored.
+      const T* w[kRowBlock];
+      for (int m = 0; m < kRowBlock; ++m) w[m] = weight.data + (m < tile_rows ? i + m : rows - 1) * weight.row + j;
+      const auto corner = weight.slack || lanes == Vec<T>::kLanes ? dense_corner<T, K, false> : dense_corner<T, K, true>;
+      corner(map + i * strip.row_pitch + j, strip.row_pitch, strip.plane_pitch, w, weight.tap,
+             {out + i * out_row + j, out_row, out_plane, tile_rows, static_cast<int>(channels), lanes});
     }
   }
 }

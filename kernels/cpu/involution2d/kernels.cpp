@@ -70,13 +70,13 @@ int64_t strip_offset(const Involution2dPlan& p, int64_t u, int64_t v) {
   return u * s.dilation_h * p.map.row_pitch + column % s.stride_w * p.map.pitch + column / s.stride_w;
 }
 
-template <class T, bool kTransposed>
-void dense_dispatch(const Involution2dPlan& p, const T* map, const T* weight, int64_t weight_row, int64_t tap_stride, T* out,
-                    int64_t out_row, int64_t out_plane, const Task& t, int64_t channels) {
-  const auto run = p.shape.kernel_h == 3   ? dense_rows<T, 3, kTransposed>
-                   : p.shape.kernel_h == 5 ? dense_rows<T, 5, kTransposed>
-                                           : dense_rows<T, 7, kTransposed>;
-  run(map, p.map.row_pitch, p.map.plane_pitch, weight, weight_row, tap_stride, out, out_row, out_plane, t.rows, t.cols, channels);
+template <class T>
+void dense_dispatch(const Involution2dPlan& p, const T* map, const WeightMaps<T>& weight, const Strided<T>& result, int64_t channel,
+                    int64_t channels, const Task& t) {
+  const int64_t k = p.shape.kernel_h;
+  const auto run = k == 3 ? dense_rows<T, 3> : k == 5 ? dense_rows<T, 5> : dense_rows<T, 7>;
+  run(map, p.map, weight, plane_of(result, t.image, channel) + t.row * result.row + t.col, result.row, result.channel, t.rows,
+      t.cols, channels);
 }
 
 template <class T>
@@ -109,7 +109,7 @@ void forward(const Involution2dPlan& p, Strided<const T> x, Strided<const T> wei
       pack_x(p, x, t, channel, channels, scratch.map);
       T* out = plane_of(y, t.image, channel) + t.row * y.row + t.col;
       if (p.dense) {
-        dense_dispatch<T, false>(p, scratch.map, w, weight.row, weight.channel, out, y.row, y.channel, t, channels);
+        dense_dispatch(p, scratch.map, {w, weight.channel, weight.row, false}, y, channel, channels, t);
         continue;
       }
       for (int64_t i = 0; i < t.rows; ++i) {
@@ -144,7 +144,14 @@ void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T>
     const int64_t col0 = floor_div(t.col + s.pad_w - reach_w, s.stride_w);
     for (int64_t k = 0; k < taps; ++k) {
       const Plane<T> plane{plane_of(weight, t.image, t.group * taps + k), weight.row, weight.column, s.out_height, s.out_width};
-      pack_plane(plane, row0, col0, 1, p.weight, scratch.weight + k * p.weight.plane_pitch);
+      if (p.dense) {
+        // The window is mirrored: the strip's first tap is the kernel's last.
+        const int64_t mirrored = taps - 1 - k;
+        pack_plane(plane, row0 + mirrored / s.kernel_w, col0 + mirrored % s.kernel_w, 1, p.weight,
+                   scratch.weight + mirrored * p.weight.plane_pitch);
+      } else {
+        pack_plane(plane, row0, col0, 1, p.weight, scratch.weight + k * p.weight.plane_pitch);
+      }
     }
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
@@ -155,8 +162,8 @@ void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T>
       }
       T* out = plane_of(result, t.image, channel) + t.row * result.row + t.col;
       if (p.dense) {
-        dense_dispatch<T, true>(p, scratch.map, scratch.weight, p.weight.row_pitch, p.weight.plane_pitch, out, result.row,
-                                result.channel, t, channels);
+        dense_dispatch(p, scratch.map, {scratch.weight, p.weight.plane_pitch, p.weight.row_pitch, true}, result, channel, channels,
+                       t);
         continue;
       }
       for (int64_t i = 0; i < t.rows; ++i) {

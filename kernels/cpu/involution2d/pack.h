@@ -11,46 +11,56 @@ struct Plane {
   int64_t row_stride, col_stride, height, width;
 };
 
+// dst[0, n) = 0 in whole vectors; up to kLanes - 1 elements behind are overwritten, too.
 template <class T>
-LGLD_INLINE void zero_fill(T* dst, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) dst[i] = T(0);
+LGLD_INLINE void zero_vectors(T* dst, int64_t n) {
+  for (int64_t i = 0; i < n; i += Vec<T>::kLanes) Vec<T>::zero().store(dst + i);
 }
 
-// dst[i] = src[i] for i in [0, n). The strip has slack behind every row, but src may end a page: whole vectors, then a part.
+// dst[k] = src[k * step] for k in [0, n). A constant step lets the compiler de-interleave with shuffles.
+template <class T>
+LGLD_INLINE void copy_strided(T* dst, const T* src, int64_t step, int64_t n) {
+  if (step == 2) {
+    for (int64_t k = 0; k < n; ++k) dst[k] = src[2 * k];
+  } else {
+    for (int64_t k = 0; k < n; ++k) dst[k] = src[k * step];
+  }
+}
+
 template <class T>
 LGLD_INLINE void copy_contiguous(T* dst, const T* src, int64_t n) {
   using V = Vec<T>;
-  int64_t i = 0;
-  for (; i + V::kLanes <= n; i += V::kLanes) V::load(src + i).store(dst + i);
-  if (i < n) V::load_partial(src + i, static_cast<int>(n - i)).store_partial(dst + i, static_cast<int>(n - i));
+  int64_t k = 0;
+  for (; k + V::kLanes <= n; k += V::kLanes) V::load(src + k).store(dst + k);
+  // src may end a page.
+  if (k < n) V::load_partial(src + k, static_cast<int>(n - k)).store_partial(dst + k, static_cast<int>(n - k));
 }
+
+LGLD_INLINE int64_t clamp(int64_t value, int64_t low, int64_t high) { return value < low ? low : value > high ? high : value; }
 
 // Strip element (r, phase, k) holds plane element (row0 + r, col0 + phase + k * col_step), or 0 outside the plane.
 template <class T>
 void pack_plane(const Plane<T>& src, int64_t row0, int64_t col0, int64_t col_step, const StripLayout& layout, T* dst) {
-  for (int64_t r = 0; r < layout.rows; ++r, dst += layout.row_pitch) {
-    const int64_t row = row0 + r;
-    if (row < 0 || row >= src.height) {
-      zero_fill(dst, layout.row_pitch);
-      continue;
-    }
-    const T* line = src.data + row * src.row_stride;
-    for (int64_t phase = 0; phase < layout.phases; ++phase) {
-      T* out = dst + phase * layout.pitch;
-      const int64_t first = col0 + phase;
-      int64_t lo = ceil_div(-first, col_step);
-      lo = lo < 0 ? 0 : (lo > layout.pitch ? layout.pitch : lo);
-      int64_t hi = ceil_div(src.width - first, col_step);
-      hi = hi < lo ? lo : (hi > layout.pitch ? layout.pitch : hi);
-      zero_fill(out, lo);
-      const int64_t step = col_step * src.col_stride;
-      const T* in = line + (first + lo * col_step) * src.col_stride;
+  const int64_t top = clamp(-row0, 0, layout.rows), bottom = clamp(src.height - row0, top, layout.rows);
+  zero_vectors(dst, top * layout.row_pitch);
+  zero_vectors(dst + bottom * layout.row_pitch, (layout.rows - bottom) * layout.row_pitch);
+  const int64_t step = col_step * src.col_stride;
+  for (int64_t phase = 0; phase < layout.phases; ++phase) {
+    const int64_t first = col0 + phase;
+    const int64_t left = clamp(ceil_div(-first, col_step), 0, layout.pitch);
+    const int64_t right = clamp(ceil_div(src.width - first, col_step), left, layout.pitch);
+    // The pitch is a whole number of vectors, so the zeros on both sides go in first, as such.
+    const int64_t behind = right / Vec<T>::kLanes * Vec<T>::kLanes;
+    const T* in = src.data + (row0 + top) * src.row_stride + (first + left * col_step) * src.col_stride;
+    T* out = dst + top * layout.row_pitch + phase * layout.pitch;
+    for (int64_t r = top; r < bottom; ++r, in += src.row_stride, out += layout.row_pitch) {
+      zero_vectors(out, left);
+      zero_vectors(out + behind, layout.pitch - behind);
       if (step == 1) {
-        copy_contiguous(out + lo, in, hi - lo);
+        copy_contiguous(out + left, in, right - left);
       } else {
-        for (int64_t k = lo; k < hi; ++k, in += step) out[k] = *in;
+        copy_strided(out + left, in, step, right - left);
       }
-      zero_fill(out + hi, layout.pitch - hi);
     }
   }
 }

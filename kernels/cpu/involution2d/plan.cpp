@@ -9,13 +9,13 @@ constexpr int64_t kCacheLine = 64;
 
 int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
-// `span` columns of the unphased map feed `outputs` outputs per row; the furthest tap starts `reach` columns on.
+// The furthest tap of a row's `outputs` starts `reach` columns on; a Window reads a whole vector more than it needs.
 StripLayout make_strip(int64_t rows, int64_t phases, int64_t reach, int64_t outputs, int64_t lanes, int64_t element) {
   StripLayout s{};
   s.rows = rows;
   s.phases = phases;
   const int64_t line = kCacheLine / element;
-  s.pitch = round_up(reach + round_up(outputs, lanes), line);
+  s.pitch = round_up(std::max(reach, lanes) + round_up(outputs, lanes), line);
   s.row_pitch = s.phases * s.pitch;
   s.plane_pitch = s.rows * s.row_pitch;
   // Planes a multiple of 4 KiB apart would all fall into the same cache sets.
@@ -44,13 +44,12 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
   const int64_t height = grad_x ? s.height : s.out_height;
   const int64_t width = grad_x ? s.width : s.out_width;
 
-  // 128 columns of 8 rows: with K = 3 the weights of a tile (9 * 8 * 128 floats = 36 KiB) and the packed strip of a block of
-  // channels stay in L1 and L2. Fewer rows where that leaves too few tasks to share out; always 4 at least, since every
-  // tile packs K - 1 rows again.
+  // 128 columns of 16 rows: the weights of a tile and the packed strip of a block of channels stay in L2 with K = 7. Fewer rows
+  // where that leaves too few tasks to share out; 4 at least, since every tile packs K - 1 rows that its neighbour packs, too.
   p.col_tile = even_tile(width, 128, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
-  constexpr int64_t kEnoughTasks = 32;
-  for (int64_t rows : {8, 4}) {
+  constexpr int64_t kEnoughTasks = 12;
+  for (int64_t rows : {16, 8, 4}) {
     p.row_tile = even_tile(height, rows, 4);
     p.row_tiles = ceil_div(height, p.row_tile);
     p.tasks = s.batch * s.groups * p.row_tiles * p.col_tiles;
@@ -65,7 +64,8 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
     const int64_t reach = reach_w / s.stride_w + 2;
     const int64_t outputs = ceil_div(p.col_tile, s.stride_w);
     p.map = make_strip(rows, 1, reach, outputs, lanes, element);
-    p.weight = p.map;
+    // Dense tiles want each tap's plane moved by that tap, so that it lines up with the result; others address it like the map.
+    p.weight = p.dense ? make_strip(round_up(p.row_tile, k.row_block), 1, 0, outputs, lanes, element) : p.map;
   } else {
     const int64_t rows = (p.dense ? round_up(p.row_tile, k.row_block) - 1 : p.row_tile - 1) * s.stride_h + reach_h + 1;
     const int64_t phases = std::min(s.stride_w, reach_w + 1);

@@ -23,8 +23,8 @@ LGLD_INLINE void dense_taps(const T* map, int64_t row_pitch, int64_t plane_pitch
   for (int64_t c = 0; c < channels; ++c, map += plane_pitch, grad += grad_plane) {
     const V g = kPartial ? V::load_partial(grad, lanes) : V::load(grad);
     unroll<kRows>([&](auto u) LGLD_INLINE_LAMBDA {
-      const T* row = map + u * row_pitch;
-      unroll<K>([&](auto v) LGLD_INLINE_LAMBDA { acc[u * K + v] = V::fma(V::load(row + v.value), g, acc[u * K + v]); });
+      const Window<T> x = Window<T>::load(map + u * row_pitch);
+      unroll<K>([&](auto v) LGLD_INLINE_LAMBDA { acc[u * K + v] = V::fma(x.template at<v.value>(), g, acc[u * K + v]); });
     });
   }
   unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA { store_lanes(acc[t], out + t * tap_stride, lanes); });

@@ -40,5 +40,27 @@ struct Vec<double> {
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 };
 
+LGLD_INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
+LGLD_INLINE __m512i bits(__m512d v) { return _mm512_castpd_si512(v); }
+
+// kLanes elements from each of p, p + 1, ...: two loads and a shuffle per shift. Every unaligned 64-byte load would cross a
+// cache line, and such a load costs two.
+template <class T>
+struct Window {
+  Vec<T> low, high;
+  static LGLD_INLINE Window load(const T* p) { return {Vec<T>::load(p), Vec<T>::load(p + Vec<T>::kLanes)}; }
+  template <int kShift>
+  LGLD_INLINE Vec<T> at() const {
+    static_assert(kShift <= Vec<T>::kLanes);
+    if constexpr (kShift == 0) {
+      return low;
+    } else if constexpr (sizeof(T) == sizeof(float)) {
+      return {_mm512_castsi512_ps(_mm512_alignr_epi32(bits(high.v), bits(low.v), kShift))};
+    } else {
+      return {_mm512_castsi512_pd(_mm512_alignr_epi64(bits(high.v), bits(low.v), kShift))};
+    }
+  }
+};
+
 }  // namespace
 }  // namespace lgld

@@ -22,5 +22,16 @@ struct Vec {
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 };
 
+// kLanes elements from each of p, p + 1, ...: overlapping loads, one element each.
+template <class T>
+struct Window {
+  const T* p;
+  static LGLD_INLINE Window load(const T* p) { return {p}; }
+  template <int kShift>
+  LGLD_INLINE Vec<T> at() const {
+    return Vec<T>::load(p + kShift);
+  }
+};
+
 }  // namespace
 }  // namespace lgld

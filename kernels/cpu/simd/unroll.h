@@ -26,5 +26,12 @@ LGLD_INLINE void unroll(F&& f) {
   unroll_sequence(f, std::make_integer_sequence<int, N>{});
 }
 
+// Hides where a pointer came from. Without it the compiler sees that an unrolled tile's many addresses are sums of loop
+// invariants, computes them all before the loop, and spills hundreds of them to the stack.
+template <class T>
+LGLD_INLINE void launder(T*& p) {
+  asm("" : "+r"(p));
+}
+
 }  // namespace
 }  // namespace lgld

@@ -1,0 +1,17 @@
+"""The involution op at LGLD-Net's and RedNet's shapes, forward and forward+backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from contest import Runner, record
+from plan import Cell
+from replay import CLOCK
+
+SUBJECT = "involution"
+
+
+@pytest.mark.benchmark(timer=CLOCK)
+def test_involution(cell: Cell, contestant: str, runner: Runner, benchmark: Any) -> None:
+    record(cell, contestant, runner, benchmark)

@@ -1,0 +1,418 @@
+// Every compiled variant of the involution kernels that this machine runs, against the defining sum in wider arithmetic.
+//
+// Every operand, result and scratch memory stands against a forbidden page, results start as NaN, tasks run whole, one by one
+// backwards and in shuffled pieces (equal to the last bit), and operands come as views of all kinds that a caller may hold.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "guarded.h"
+#include "variants.h"
+
+namespace lgld::test {
+namespace {
+
+int passed = 0, failed = 0;
+
+void check(bool condition, const std::string& what) {
+  (condition ? passed : failed) += 1;
+  if (!condition && failed <= 20) std::printf("FAILED: %s\n", what.c_str());
+}
+
+using Random = std::mt19937_64;
+
+int64_t pick(Random& random, int64_t least, int64_t most) {
+  return std::uniform_int_distribution<int64_t>(least, most)(random);
+}
+
+// --- shapes -----------------------------------------------------------------------------------------------------------
+
+std::string describe(const Involution2dShape& s) {
+  char text[256];
+  std::snprintf(text, sizeof(text),
+                "x [%lld,%lld,%lld,%lld] groups %lld kernel %lldx%lld stride %lld,%lld padding %lld,%lld dilation %lld,%lld",
+                static_cast<long long>(s.batch), static_cast<long long>(s.channels), static_cast<long long>(s.height),
+                static_cast<long long>(s.width), static_cast<long long>(s.groups), static_cast<long long>(s.kernel_h),
+                static_cast<long long>(s.kernel_w), static_cast<long long>(s.stride_h), static_cast<long long>(s.stride_w),
+                static_cast<long long>(s.pad_h), static_cast<long long>(s.pad_w), static_cast<long long>(s.dilation_h),
+                static_cast<long long>(s.dilation_w));
+  return text;
+}
+
+// Fills in the result's size; false where the window does not fit into the padded map.
+bool complete(Involution2dShape& s) {
+  const int64_t rows = s.height + 2 * s.pad_h - (s.kernel_h - 1) * s.dilation_h - 1;
+  const int64_t columns = s.width + 2 * s.pad_w - (s.kernel_w - 1) * s.dilation_w - 1;
+  if (rows < 0 || columns < 0) return false;
+  s.out_height = rows / s.stride_h + 1;
+  s.out_width = columns / s.stride_w + 1;
+  return true;
+}
+
+Involution2dShape square(int64_t batch, int64_t channels, int64_t groups, int64_t height, int64_t width, int64_t kernel,
+                         int64_t stride, int64_t padding, int64_t dilation) {
+  Involution2dShape s{batch,  channels, groups, height,  width,   0,        0,       kernel,
+                      kernel, stride,   stride, padding, padding, dilation, dilation};
+  if (!complete(s)) std::abort();
+  return s;
+}
+
+std::vector<Involution2dShape> chosen_shapes() {
+  std::vector<Involution2dShape> shapes = {
+      square(0, 4, 1, 5, 5, 3, 1, 1, 1),    // empty batch
+      square(1, 1, 1, 1, 1, 1, 1, 0, 1),    // one pixel
+      square(2, 5, 5, 1, 1, 7, 1, 3, 1),    // a window much larger than the map, a group per channel
+      square(1, 3, 1, 2, 2, 3, 1, 9, 4),    // most outputs see nothing but padding
+      square(1, 2, 1, 9, 9, 2, 5, 0, 3),    // a stride that skips pixels
+      square(1, 66, 2, 6, 17, 3, 1, 1, 1),  // 33 channels a group: a remainder behind every block of channels
+      square(1, 40, 1, 5, 9, 5, 2, 2, 2),
+      square(1, 4, 1, 19, 261, 3, 1, 1, 1),  // several tiles of columns and of rows, the
+                                             // last ones small
+      square(1, 2, 1, 37, 150, 5, 1, 2, 1),
+      square(1, 2, 1, 19, 300, 7, 2, 3, 1),
+      square(1, 3, 1, 11, 300, 3, 3, 4, 2),
+      square(3, 6, 3, 23, 31, 7, 1, 3, 1),
+  };
+  for (int64_t kernel : {3, 5, 7})  // every width around the lengths of all vectors
+    for (int64_t width = 1; width <= 35; ++width)
+      shapes.push_back(square(1, 1 + width % 9, 1, 1 + width % 7, width, kernel, 1, kernel / 2, 1));
+  return shapes;
+}
+
+Involution2dShape random_shape(Random& random) {
+  const bool dense = pick(random, 0, 2) == 0;  // the kernel sizes with code of their own come often enough
+  for (;;) {
+    Involution2dShape s{};
+    s.groups = pick(random, 1, 3);
+    s.batch = pick(random, 1, 3);
+    s.channels = s.groups * pick(random, 1, pick(random, 0, 4) == 0 ? 35 : 9);
+    s.height = pick(random, 1, 20);
+    s.width = pick(random, 1, pick(random, 0, 5) == 0 ? 140 : 40);
+    s.kernel_h = dense ? 3 + 2 * pick(random, 0, 2) : pick(random, 1, 7);
+    s.kernel_w = dense ? s.kernel_h : pick(random, 1, 7);
+    s.stride_h = dense ? 1 : pick(random, 1, 4), s.stride_w = dense ? 1 : pick(random, 1, 4);
+    s.dilation_h = dense ? 1 : pick(random, 1, 4), s.dilation_w = dense ? 1 : pick(random, 1, 4);
+    s.pad_h = pick(random, 0, 6), s.pad_w = pick(random, 0, 6);
+    if (s.batch * s.channels * (s.height + 2 * s.pad_h) * (s.width + 2 * s.pad_w) * s.kernel_h * s.kernel_w < 2000000 &&
+        complete(s))
+      return s;
+  }
+}
+
+// --- operands ---------------------------------------------------------------------------------------------------------
+
+struct Size {
+  int64_t n[4];
+  int64_t count() const { return n[0] * n[1] * n[2] * n[3]; }
+};
+
+Size x_size(const Involution2dShape& s) { return {{s.batch, s.channels, s.height, s.width}}; }
+Size y_size(const Involution2dShape& s) { return {{s.batch, s.channels, s.out_height, s.out_width}}; }
+Size weight_size(const Involution2dShape& s) { return {{s.batch, s.groups * s.taps(), s.out_height, s.out_width}}; }
+
+Size result_size(const Involution2dShape& s, Involution2dPass pass) {
+  return pass == Involution2dPass::kForward ? y_size(s) : pass == Involution2dPass::kGradX ? x_size(s) : weight_size(s);
+}
+
+// Values of an NCHW tensor in order.
+template <class T>
+using Values = std::vector<T>;
+
+enum class View { kContiguous, kWiderRows, kMoreChannels, kChannelsLast, kEveryOtherColumn, kExpandedBatch, kExpandedChannels };
+constexpr View kUnitColumnViews[] = {View::kContiguous, View::kWiderRows, View::kMoreChannels, View::kExpandedBatch,
+                                     View::kExpandedChannels};
+constexpr View kAnyViews[] = {View::kContiguous,       View::kWiderRows,     View::kMoreChannels,    View::kChannelsLast,
+                              View::kEveryOtherColumn, View::kExpandedBatch, View::kExpandedChannels};
+
+// Strides in elements, outermost first.
+void strides_of(View view, const Size& size, int64_t (&stride)[4]) {
+  const int64_t column = view == View::kEveryOtherColumn ? 2 : 1;
+  const int64_t row = size.n[3] * column + (view == View::kWiderRows ? 3 : 0);
+  const int64_t plane = size.n[2] * row + (view == View::kMoreChannels ? 2 * row + 1 : 0);
+  stride[3] = column, stride[2] = row, stride[1] = plane, stride[0] = size.n[1] * plane;
+  if (view == View::kChannelsLast)
+    stride[1] = 1, stride[3] = size.n[1], stride[2] = size.n[1] * size.n[3], stride[0] = size.n[2] * stride[2];
+  if (view == View::kExpandedBatch) stride[0] = 0;
+  if (view == View::kExpandedChannels) stride[1] = 0;
+}
+
+// A tensor in guarded memory. Elements that belong to the memory but not to the view are NaN and must neither reach a result
+// nor be written.
+template <class T>
+class Operand {
+ public:
+  Operand(const Size& size, View view, Against end) : size_(size) {
+    strides_of(view, size, stride_);
+    extent_ = size.count() == 0 ? 0 : 1;
+    for (int d = 0; d < 4 && extent_ > 0; ++d) extent_ += (size.n[d] - 1) * stride_[d];
+    memory_ = std::make_unique<Guarded>(static_cast<size_t>(extent_) * sizeof(T), sizeof(T), end);
+  }
+
+  // Writes the values; where the view repeats elements the last one written stays. See read().
+  void fill(const Values<T>& values) {
+    each([&](int64_t i, T& element) { element = values[static_cast<size_t>(i)]; });
+  }
+
+  Values<T> read() const {
+    Values<T> values(static_cast<size_t>(size_.count()));
+    each([&](int64_t i, T& element) { values[static_cast<size_t>(i)] = element; });
+    return values;
+  }
+
+  // Whether nothing outside the view was written.
+  bool intact() const {
+    std::vector<bool> mine(static_cast<size_t>(extent_), false);
+    each([&](int64_t, T& element) { mine[static_cast<size_t>(&element - data())] = true; });
+    for (int64_t i = 0; i < extent_; ++i)
+      if (!mine[static_cast<size_t>(i)] && !std::isnan(data()[i])) return false;
+    return memory_->intact();
+  }
+
+  Strided<const T> in() const { return {data(), stride_[0], stride_[1], stride_[2], stride_[3]}; }
+  Strided<T> out() const { return {data(), stride_[0], stride_[1], stride_[2], stride_[3]}; }
+
+ private:
+  T* data() const { return static_cast<T*>(memory_->data()); }
+
+  template <class F>
+  void each(F f) const {
+    int64_t i = 0;
+    for (int64_t b = 0; b < size_.n[0]; ++b)
+      for (int64_t c = 0; c < size_.n[1]; ++c)
+        for (int64_t h = 0; h < size_.n[2]; ++h)
+          for (int64_t w = 0; w < size_.n[3]; ++w)
+            f(i++, data()[b * stride_[0] + c * stride_[1] + h * stride_[2] + w * stride_[3]]);
+  }
+
+  Size size_;
+  int64_t stride_[4], extent_;
+  std::unique_ptr<Guarded> memory_;
+};
+
+// --- the defining sum -------------------------------------------------------------------------------------------------
+
+// sum and error together hold a sum of products as if computed in twice double's precision and never rounded to it
+// (T. Ogita, S. Rump, S. Oishi, "Accurate sum and dot product", 2005, algorithm 5.3).
+struct Exact {
+  double sum = 0, error = 0;
+  double magnitude = 0;  // sum of the absolute values of the products
+  int terms = 0;
+  void add(double a, double b) {
+    const double product = a * b, before = sum;
+    sum = before + product;
+    const double back = sum - before;
+    error += ((before - (sum - back)) + (product - back)) + std::fma(a, b, -product);
+    magnitude += std::abs(product);
+    ++terms;
+  }
+};
+using Expected = std::vector<Exact>;
+
+// Calls f(y index, weight index, x index) for every product of the involution; all three passes sum such products.
+template <class F>
+void each_product(const Involution2dShape& s, F f) {
+  for (int64_t b = 0; b < s.batch; ++b)
+    for (int64_t c = 0; c < s.channels; ++c)
+      for (int64_t i = 0; i < s.out_height; ++i)
+        for (int64_t j = 0; j < s.out_width; ++j)
+          for (int64_t u = 0; u < s.kernel_h; ++u)
+            for (int64_t v = 0; v < s.kernel_w; ++v) {
+              const int64_t row = i * s.stride_h - s.pad_h + u * s.dilation_h,
+                            column = j * s.stride_w - s.pad_w + v * s.dilation_w;
+              if (row < 0 || row >= s.height || column < 0 || column >= s.width) continue;
+              const int64_t group = c / (s.channels / s.groups);
+              const int64_t tap = group * s.kernel_h * s.kernel_w + u * s.kernel_w + v;
+              f(((b * s.channels + c) * s.out_height + i) * s.out_width + j,
+                ((b * s.groups * s.kernel_h * s.kernel_w + tap) * s.out_height + i) * s.out_width + j,
+                ((b * s.channels + c) * s.height + row) * s.width + column);
+            }
+}
+
+// `a` and `b` in the order of the kernels' arguments.
+template <class T>
+Expected expect(const Involution2dShape& s, Involution2dPass pass, const Values<T>& a, const Values<T>& b) {
+  Expected result(static_cast<size_t>(result_size(s, pass).count()));
+  const auto add = [&](int64_t at, int64_t i, int64_t j) {
+    result[static_cast<size_t>(at)].add(a[static_cast<size_t>(i)], b[static_cast<size_t>(j)]);
+  };
+  if (pass == Involution2dPass::kForward) {
+    each_product(s, [&](int64_t y, int64_t weight, int64_t x) { add(y, x, weight); });
+  } else if (pass == Involution2dPass::kGradX) {
+    each_product(s, [&](int64_t y, int64_t weight, int64_t x) { add(x, y, weight); });
+  } else {
+    each_product(s, [&](int64_t y, int64_t weight, int64_t x) { add(weight, y, x); });
+  }
+  return result;
+}
+
+// A sum of n products in any order, fused or not, is off by at most n u / (1 - n u) times the sum of the products' magnitudes,
+// u being half the distance from 1 to the next number (N. Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
+template <class T>
+int64_t count_wrong(const Values<T>& values, const Expected& expected) {
+  constexpr double u = std::numeric_limits<T>::epsilon() / 2;
+  int64_t wrong = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const Exact& e = expected[i];
+    const double bound = e.terms * u / (1 - e.terms * u) * e.magnitude;
+    if (!(std::abs((values[i] - e.sum) - e.error) <= bound * (1 + 1e-9))) ++wrong;  // a NaN is wrong, too
+  }
+  return wrong;
+}
+
+// --- running ----------------------------------------------------------------------------------------------------------
+
+struct Pass {
+  Involution2dPass pass;
+  const char* name;
+};
+constexpr Pass kPasses[] = {{Involution2dPass::kForward, "forward"},
+                            {Involution2dPass::kGradX, "grad_x"},
+                            {Involution2dPass::kGradWeight, "grad_weight"}};
+
+template <class T>
+Involution2dKernels::Run<T> kernel_of(const Involution2dKernels& k, Involution2dPass pass) {
+  if constexpr (std::is_same_v<T, float>) {
+    return pass == Involution2dPass::kForward ? k.forward_f32
+           : pass == Involution2dPass::kGradX ? k.grad_x_f32
+                                              : k.grad_weight_f32;
+  } else {
+    return pass == Involution2dPass::kForward ? k.forward_f64
+           : pass == Involution2dPass::kGradX ? k.grad_x_f64
+                                              : k.grad_weight_f64;
+  }
+}
+
+using Pieces = std::vector<std::pair<int64_t, int64_t>>;
+
+// Ways to share out the same tasks: all at once, one by one from the last to the first, pieces of any length in any order.
+std::vector<Pieces> ways_to_share(int64_t tasks, Random& random) {
+  Pieces backwards, shuffled;
+  for (int64_t t = tasks; t-- > 0;) backwards.emplace_back(t, t + 1);
+  for (int64_t begin = 0; begin < tasks;) {
+    const int64_t end = std::min(tasks, begin + pick(random, 1, 5));
+    shuffled.emplace_back(begin, end);
+    begin = end;
+  }
+  std::shuffle(shuffled.begin(), shuffled.end(), random);
+  return {{{0, tasks}}, backwards, shuffled};
+}
+
+template <class T>
+void test_pass(const CpuVariant& variant, const Involution2dShape& s, const Pass& pass, const Operand<T>& a,
+               const Operand<T>& b, const Expected& expected, const std::string& name, Random& random) {
+  const Involution2dPlan plan = plan_involution2d(s, pass.pass, *variant.involution2d, std::is_same_v<T, double>);
+  const Size size = result_size(s, pass.pass);
+  constexpr View kResultViews[] = {View::kContiguous, View::kWiderRows, View::kMoreChannels};
+  Values<T> first;
+  int way = 0;
+  for (const Pieces& pieces : ways_to_share(plan.tasks, random)) {
+    const Against end = way % 2 == 0 ? Against::kEnd : Against::kStart;
+    const Operand<T> out(size, kResultViews[way % 3], end);
+    const Guarded scratch(static_cast<size_t>(plan.scratch_bytes), 64, end);
+    for (const auto& [from, to] : pieces)
+      kernel_of<T>(*variant.involution2d, pass.pass)(plan, a.in(), b.in(), out.out(), from, to, scratch.data());
+    check(out.intact(), name + ": memory beside the result was written");
+    check(scratch.intact(), name + ": memory beside the scratch was written");
+    const Values<T> values = out.read();
+    const int64_t wrong = count_wrong(values, expected);
+    check(wrong == 0, name + ": " + std::to_string(wrong) + " of " + std::to_string(values.size()) + " elements are wrong");
+    if (way++ == 0) first = values;
+    check(values.empty() || std::memcmp(values.data(), first.data(), values.size() * sizeof(T)) == 0,
+          name + ": another order of the tasks changed bits of the result");
+  }
+}
+
+template <class T>
+void test_shape(const Involution2dShape& s, Random& random) {
+  std::normal_distribution<T> normal;
+  const auto values_for = [&](const Size& size) {
+    Values<T> values(static_cast<size_t>(size.count()));
+    for (T& value : values) value = normal(random);
+    return values;
+  };
+  const auto in_place = [&] { return kUnitColumnViews[pick(random, 0, std::size(kUnitColumnViews) - 1)]; };
+  const auto packed = [&] { return kAnyViews[pick(random, 0, std::size(kAnyViews) - 1)]; };
+  for (const Pass& pass : kPasses) {
+    const Size a_size = pass.pass == Involution2dPass::kForward ? x_size(s) : y_size(s);
+    const Size b_size = pass.pass == Involution2dPass::kGradWeight ? x_size(s) : weight_size(s);
+    // forward reads b (weight) in place and grad_weight a (grad_y); the column stride of all other operands is free.
+    const View a_view = pass.pass == Involution2dPass::kGradWeight ? in_place() : packed();
+    const View b_view = pass.pass == Involution2dPass::kForward ? in_place() : packed();
+    const Values<T> a_values = values_for(a_size), b_values = values_for(b_size);
+    std::unique_ptr<Expected> expected;  // from the values that the view holds: an expanded one repeats some
+    for (const Against end : {Against::kStart, Against::kEnd}) {
+      Operand<T> a(a_size, a_view, end), b(b_size, b_view, end);
+      a.fill(a_values), b.fill(b_values);
+      if (expected == nullptr) expected = std::make_unique<Expected>(expect(s, pass.pass, a.read(), b.read()));
+      int count = 0;
+      const CpuVariant* variants = cpu_variants(&count);
+      for (int v = 0; v < count; ++v) {
+        if (!variants[v].supported()) continue;
+        const std::string name = std::string(variants[v].name) + (std::is_same_v<T, float> ? " float32 " : " float64 ") +
+                                 pass.name + " " + describe(s) + " views " + std::to_string(static_cast<int>(a_view)) + "," +
+                                 std::to_string(static_cast<int>(b_view)) +
+                                 (end == Against::kStart ? " at the start" : " at the end");
+        running(name.c_str());
+        test_pass(variants[v], s, pass, a, b, *expected, name, random);
+      }
+    }
+  }
+}
+
+// --- the table of variants --------------------------------------------------------------------------------------------
+
+int test_table() {
+  int count = 0, runs = 0;
+  const CpuVariant* variants = cpu_variants(&count);
+  const CpuVariant* first = nullptr;
+  for (int i = 0; i < count; ++i) {
+    const CpuVariant& v = variants[i];
+    const std::string name = v.name;
+    check(find_cpu_variant(v.name) == &v, name + ": not found by its name");
+    std::printf("variant %s: %s\n", v.name, v.supported() ? "runs" : "not on this machine");
+    if (!v.supported()) continue;
+    if (first == nullptr) first = &v;
+    ++runs;
+    float sink_f32 = 0;
+    double sink_f64 = 0;
+    running((name + " probe").c_str());
+    check(v.probe->multiply_adds_f32(100, &sink_f32) > 0 && std::isfinite(sink_f32), name + ": float32 probe");
+    check(v.probe->multiply_adds_f64(100, &sink_f64) > 0 && std::isfinite(sink_f64), name + ": float64 probe");
+  }
+  check(count > 0 && std::string(variants[count - 1].name) == "scalar", "the scalar variant is the last");
+  check(first != nullptr && best_cpu_variant() == first, "the best variant is the first that runs");
+  check(find_cpu_variant("mmx") == nullptr, "an unknown name finds no variant");
+  return runs;
+}
+
+int run(uint64_t seed, int random_shapes) {
+  report_faults();
+  const int variants = test_table();
+  check(variants > 0, "no variant ran on this machine");
+  Random random(seed);
+  std::vector<Involution2dShape> shapes = chosen_shapes();
+  for (int i = 0; i < random_shapes; ++i) shapes.push_back(random_shape(random));
+  for (const Involution2dShape& s : shapes) {
+    test_shape<float>(s, random);
+    test_shape<double>(s, random);
+  }
+  std::printf("%zu shapes, %d variants, seed %llu\n", shapes.size(), variants, static_cast<unsigned long long>(seed));
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 && variants > 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace lgld::test
+
+// lgld_native_tests [SEED [RANDOM_SHAPES]]
+int main(int argc, char** argv) {
+  return lgld::test::run(argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 20261121, argc > 2 ? std::atoi(argv[2]) : 120);
+}
