@@ -90,7 +90,9 @@ def configure(command: list[str]) -> None:
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     print(result.stderr, end="", file=sys.stderr, flush=True)
     if result.returncode:
-        found = re.search(r"CMake Error[^\n]*?:\s*\n(.*?)(?:\n\s*\n\s*\n|\Z)", result.stderr, re.DOTALL)
+        found = re.search(
+            r"CMake Error[^\n]*?:\s*\n(.*?)(?=\nCall Stack|\n\s*\n\s*\n|\Z)", result.stderr, re.DOTALL
+        )
         reason = (
             " ".join(found[1].split())
             if found
@@ -155,8 +157,8 @@ class build_cmake(Command):
         if result.returncode:
             raise SystemExit(
                 f"lgld_ops: the build failed (exit code {result.returncode}); the first error above says "
-                "why. It needs a C++17 compiler (gcc 9 or newer, clang 10 or newer: `apt install g++`) and about "
-                "1 GB of memory for each parallel job (CMAKE_BUILD_PARALLEL_LEVEL=1 runs one at a time); "
+                "why. A C++17 compiler is needed (gcc 9 or clang 10 or newer: `apt install g++`), and about "
+                "1 GB of memory for each parallel job (CMAKE_BUILD_PARALLEL_LEVEL=1 runs one at a time). "
                 f"{work} may be deleted to start afresh."
             )
 

@@ -146,6 +146,8 @@ def main() -> None:
     offered = exported(old, "aarch64-linux-gnu-nm")
     if "torch_call_dispatcher" not in offered or "no_such_function" in offered:
         raise SystemExit(f"check_abi: {old} does not look like torch 2.10")
+    newer = {name for name in exported(new, "nm") - offered if name.startswith(("torch_", "aoti_torch_"))}
+    print(f"torch {torch_version(new)} offers {len(newer)} C functions that {torch_version(old)} lacks")
     print(f"{'for':8} {'built on':12} {'needs of torch':15} seconds  ran on")
     wrong = []
     for target, runtime in targets:

@@ -80,7 +80,7 @@ def make_venv(folder: Path) -> None:
     subprocess.run(make, check=True, env=os.environ | environment(folder))
     packages = venv / "lib/python3.11/site-packages"
     # Without dependencies: their markers would be judged by this machine's processor.
-    options = ["--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--target", str(packages)]
+    options = ["-qq", "--no-deps", "--no-compile", "--only-binary=:all:", "--target", str(packages)]
     options += ["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--abi=none"]
     options += [f"--platform={platform}" for platform in PLATFORMS]
     env = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}

@@ -131,6 +131,8 @@ def floor_lines(comparison: Comparison) -> list[str]:
             line = f"ours is {times(comparison.factor_over_floor)} times the larger floor"
             if comparison.copies_of_x is not None:
                 line += f", {times(comparison.copies_of_x)} copies of x"
+            if comparison.factor_over_floor < 1:
+                line += " (below the floor: the run was disturbed)"
             lines.append(line)
     fraction = comparison.kept_fraction
     if fraction is not None:

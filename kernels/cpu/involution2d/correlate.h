@@ -2,6 +2,7 @@
 // of the tile shares.
 #pragma once
 #include "involution2d.h"
+#include "pack.h"
 
 namespace lgld {
 namespace {
@@ -13,19 +14,36 @@ constexpr int kChannelBlock = 4;
 // Where nothing is known of the taps only weights can be shared, so more channels and one row.
 constexpr int kSparseChannelBlock = 8;
 
-// Row r of the strip under a block of output rows: the taps of window row r - m for the output rows m in [kFirst, kLast).
-// weight[m] moves on by `tap_stride` a tap.
-template <class T, int K, int kFirst, int kLast, bool kPartial>
-LGLD_INLINE void dense_tap_row(const T* row, int64_t plane_pitch, const T* (&weight)[kRowBlock], int64_t tap_stride, int lanes,
-                               Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
+// What a dense tile reads of the map: planes of rows, from the element under the first tap of its first output. A packed strip
+// has every element that is read. The caller's own tensor (kMaskedWindows only) has rows [first_row, last_row) of those, and
+// columns [first_column, last_column) of each window.
+template <class T>
+struct DenseMap {
+  const T* data;
+  int64_t row_pitch, plane_pitch;
+  int first_row, last_row, first_column, last_column;
+};
+
+// Stands for a row outside the map.
+template <class T>
+alignas(64) const T kZeroRow[2 * Vec<T>::kLanes] = {};
+
+// Row r of the map under a block of output rows: the taps of window row r - m for the output rows m in [kFirst, kLast).
+// weight[m] moves on by `tap_stride` a tap. kEdge: the tile has fewer columns than a vector or leaves the map.
+template <class T, int K, int kFirst, int kLast, bool kEdge>
+LGLD_INLINE void dense_tap_row(const DenseMap<T>& map, const T* row, int64_t plane_pitch, const T* (&weight)[kRowBlock],
+                               int64_t tap_stride, int lanes, Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   using V = Vec<T>;
   Window<T> x[kChannelBlock];
-  unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { x[c] = Window<T>::load(row + c * plane_pitch); });
+  unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
+    const T* p = row + c * plane_pitch;
+    x[c] = kEdge ? Window<T>::load_within(p, map.first_column, map.last_column) : Window<T>::load(p);
+  });
   unroll<K>([&](auto v) LGLD_INLINE_LAMBDA {
     V w[kRowBlock];
     unroll<kLast - kFirst>([&](auto k) LGLD_INLINE_LAMBDA {
       constexpr int m = kFirst + k.value;
-      w[m] = kPartial ? V::load_partial(weight[m], lanes) : V::load(weight[m]);
+      w[m] = kEdge ? V::load_partial(weight[m], lanes) : V::load(weight[m]);
       weight[m] += tap_stride;
       launder(weight[m]);
     });
@@ -39,18 +57,22 @@ LGLD_INLINE void dense_tap_row(const T* row, int64_t plane_pitch, const T* (&wei
   });
 }
 
-// acc[m][c] = sum over a dense K x K window at stride 1. `map` is the strip's element under the first tap of output row 0,
-// weight[m] the first tap's weight of output row m.
-template <class T, int K, bool kPartial>
-LGLD_INLINE void dense_tile(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* (&weight)[kRowBlock],
-                            int64_t tap_stride, int lanes, Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
-  constexpr int kSteady = K >= kRowBlock ? K - kRowBlock + 1 : 0;  // strip rows that all output rows of the block share
+// acc[m][c] = sum over a dense K x K window at stride 1; weight[m] is the first tap's weight of output row m.
+template <class T, int K, bool kEdge>
+LGLD_INLINE void dense_tile(const DenseMap<T>& map, const T* (&weight)[kRowBlock], int64_t tap_stride, int lanes,
+                            Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
+  constexpr int kSteady = K >= kRowBlock ? K - kRowBlock + 1 : 0;  // map rows that all output rows of the block share
+  const T* at = map.data;
+  int index = 0;
   const auto row = [&](auto r) LGLD_INLINE_LAMBDA {
     constexpr int first = r.value >= K ? r.value - K + 1 : 0;
     constexpr int last = r.value < kRowBlock ? r.value + 1 : kRowBlock;
-    dense_tap_row<T, K, first, last, kPartial>(map, plane_pitch, weight, tap_stride, lanes, acc);
-    map += row_pitch;
-    launder(map);
+    const bool outside = kEdge && (index < map.first_row || index >= map.last_row);
+    dense_tap_row<T, K, first, last, kEdge>(map, outside ? kZeroRow<T> : at, outside ? 0 : map.plane_pitch, weight, tap_stride, lanes,
+                                            acc);
+    at += map.row_pitch;
+    ++index;
+    launder(at);
   };
   if constexpr (kSteady > 1) {
     unroll<kRowBlock - 1>(row);
@@ -102,16 +124,16 @@ struct Corner {
 };
 
 // Not inlined: the tile needs every general register for its own addresses.
-template <class T, int K, bool kPartial>
-__attribute__((noinline)) void dense_corner(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* const* weights,
-                                            int64_t tap_stride, const Corner<T>& out) {
+template <class T, int K, bool kEdge>
+__attribute__((noinline)) void dense_corner(const DenseMap<T>& map, const T* const* weights, int64_t tap_stride,
+                                            const Corner<T>& out) {
   using V = Vec<T>;
   const T* w[kRowBlock];
   unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w[m] = weights[m]; });
   V acc[kRowBlock][kChannelBlock];
   unroll<kRowBlock * kChannelBlock>(
       [&](auto k) LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
-  dense_tile<T, K, kPartial>(map, row_pitch, plane_pitch, w, tap_stride, out.lanes, acc);
+  dense_tile<T, K, kEdge>(map, w, tap_stride, out.lanes, acc);
   // Every accumulator is used on both sides of the branch. Were each store guarded by itself, the compiler would sink the
   // multiply-adds into the guards, behind all of the loads, and spill those.
   if (out.rows == kRowBlock && out.channels == kChannelBlock && out.lanes == V::kLanes) {
@@ -145,10 +167,30 @@ struct WeightMaps {
   bool slack;
 };
 
+// The map as a task's tiles see it. data: the element under the first tap of the task's first output, wherever that is. The
+// tensor's own rows and columns are [first_row, last_row) and [first_column, last_column) from there.
+template <class T>
+struct MapView {
+  const T* data;
+  int64_t row_pitch, plane_pitch;
+  int64_t first_row, last_row, first_column, last_column;
+};
+
+template <class T>
+LGLD_INLINE DenseMap<T> tile_at(const MapView<T>& map, int64_t i, int64_t j, int rows) {
+  constexpr int kWidth = 2 * Vec<T>::kLanes;
+  const auto within = [](int64_t value, int limit) LGLD_INLINE_LAMBDA { return static_cast<int>(clamp(value, 0, limit)); };
+  return {map.data + i * map.row_pitch + j,     map.row_pitch,
+          map.plane_pitch,                      within(map.first_row - i, rows),
+          within(map.last_row - i, rows),       within(map.first_column - j, kWidth),
+          within(map.last_column - j, kWidth)};
+}
+
 // Columns [0, cols) of rows [0, rows) of `channels` <= kChannelBlock result planes.
 template <class T, int K>
-void dense_rows(const T* map, const StripLayout& strip, const WeightMaps<T>& weight, T* out, int64_t out_row, int64_t out_plane,
-                int64_t rows, int64_t cols, int64_t channels) {
+void dense_rows(const MapView<T>& map, const WeightMaps<T>& weight, T* out, int64_t out_row, int64_t out_plane, int64_t rows,
+                int64_t cols, int64_t channels) {
+  constexpr int kMapRows = K + kRowBlock - 1, kWidth = 2 * Vec<T>::kLanes;
   for (int64_t i = 0; i < rows; i += kRowBlock) {
     const int tile_rows = static_cast<int>(rows - i < kRowBlock ? rows - i : kRowBlock);
     for (int64_t j = 0; j < cols; j += Vec<T>::kLanes) {
@@ -156,9 +198,12 @@ void dense_rows(const T* map, const StripLayout& strip, const WeightMaps<T>& wei
       // Rows behind the last repeat it, so that they read memory that exists; they are not stored.
       const T* w[kRowBlock];
       for (int m = 0; m < kRowBlock; ++m) w[m] = weight.data + (m < tile_rows ? i + m : rows - 1) * weight.row + j;
-      const auto corner = weight.slack || lanes == Vec<T>::kLanes ? dense_corner<T, K, false> : dense_corner<T, K, true>;
-      corner(map + i * strip.row_pitch + j, strip.row_pitch, strip.plane_pitch, w, weight.tap,
-             {out + i * out_row + j, out_row, out_plane, tile_rows, static_cast<int>(channels), lanes});
+      const DenseMap<T> tile = tile_at(map, i, j, kMapRows);
+      const bool inside =
+          tile.first_row == 0 && tile.last_row == kMapRows && tile.first_column == 0 && tile.last_column == kWidth;
+      const bool whole = inside && (weight.slack || lanes == Vec<T>::kLanes);
+      const auto corner = whole ? dense_corner<T, K, false> : dense_corner<T, K, true>;
+      corner(tile, w, weight.tap, {out + i * out_row + j, out_row, out_plane, tile_rows, static_cast<int>(channels), lanes});
     }
   }
 }

@@ -70,13 +70,35 @@ int64_t strip_offset(const Involution2dPlan& p, int64_t u, int64_t v) {
   return u * s.dilation_h * p.map.row_pitch + column % s.stride_w * p.map.pitch + column / s.stride_w;
 }
 
+// The packed strip as a dense tile's map: every element that is read exists.
 template <class T>
-void dense_dispatch(const Involution2dPlan& p, const T* map, const WeightMaps<T>& weight, const Strided<T>& result, int64_t channel,
-                    int64_t channels, const Task& t) {
+MapView<T> packed_view(const StripLayout& layout, const T* strip) {
+  constexpr int64_t kAny = int64_t{1} << 40;
+  return {strip, layout.row_pitch, layout.plane_pitch, 0, kAny, 0, kAny};
+}
+
+// The caller's tensor as a dense tile's map, the first tap of the tile's first output reading element (row, column).
+template <class T>
+MapView<T> direct_view(const Strided<const T>& map, int64_t image, int64_t channel, int64_t row, int64_t column, int64_t height,
+                       int64_t width) {
+  return {plane_of(map, image, channel) + row * map.row + column, map.row, map.channel, -row, height - row, -column,
+          width - column};
+}
+
+// Packing costs a pass that masked loads make unnecessary. A block of channels that is not whole is packed all the same: its
+// missing planes are read, though not used.
+template <class T>
+bool reads_directly(const Involution2dPlan& p, const Strided<const T>& map, int64_t channels) {
+  return kMaskedWindows && p.dense && map.column == 1 && channels == kChannelBlock;
+}
+
+template <class T>
+void dense_dispatch(const Involution2dPlan& p, const MapView<T>& map, const WeightMaps<T>& weight, const Strided<T>& result,
+                    int64_t channel, int64_t channels, const Task& t) {
   const int64_t k = p.shape.kernel_h;
   const auto run = k == 3 ? dense_rows<T, 3> : k == 5 ? dense_rows<T, 5> : dense_rows<T, 7>;
-  run(map, p.map, weight, plane_of(result, t.image, channel) + t.row * result.row + t.col, result.row, result.channel, t.rows,
-      t.cols, channels);
+  run(map, weight, plane_of(result, t.image, channel) + t.row * result.row + t.col, result.row, result.channel, t.rows, t.cols,
+      channels);
 }
 
 template <class T>
@@ -106,12 +128,15 @@ void forward(const Involution2dPlan& p, Strided<const T> x, Strided<const T> wei
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
       const int64_t channel = t.group * group_channels + c0;
-      pack_x(p, x, t, channel, channels, scratch.map);
-      T* out = plane_of(y, t.image, channel) + t.row * y.row + t.col;
+      const bool direct = reads_directly(p, x, channels);
+      if (!direct) pack_x(p, x, t, channel, channels, scratch.map);
       if (p.dense) {
-        dense_dispatch(p, scratch.map, {w, weight.channel, weight.row, false}, y, channel, channels, t);
+        const MapView<T> map = direct ? direct_view(x, t.image, channel, t.row - s.pad_h, t.col - s.pad_w, s.height, s.width)
+                                      : packed_view(p.map, scratch.map);
+        dense_dispatch(p, map, {w, weight.channel, weight.row, false}, y, channel, channels, t);
         continue;
       }
+      T* out = plane_of(y, t.image, channel) + t.row * y.row + t.col;
       for (int64_t i = 0; i < t.rows; ++i) {
         for (int64_t j = 0; j < t.cols; j += V::kLanes) {
           const int lanes = lanes_left<T>(t.cols - j);
@@ -156,16 +181,18 @@ void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T>
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
       const int64_t channel = t.group * group_channels + c0;
-      for (int64_t c = 0; c < channels; ++c) {
+      const bool direct = reads_directly(p, grad_y, channels);
+      for (int64_t c = 0; c < (direct ? 0 : channels); ++c) {
         const Plane<T> plane{plane_of(grad_y, t.image, channel + c), grad_y.row, grad_y.column, s.out_height, s.out_width};
         pack_plane(plane, row0, col0, 1, p.map, scratch.map + c * p.map.plane_pitch);
       }
-      T* out = plane_of(result, t.image, channel) + t.row * result.row + t.col;
       if (p.dense) {
-        dense_dispatch(p, scratch.map, {scratch.weight, p.weight.plane_pitch, p.weight.row_pitch, true}, result, channel, channels,
-                       t);
+        const MapView<T> map = direct ? direct_view(grad_y, t.image, channel, row0, col0, s.out_height, s.out_width)
+                                      : packed_view(p.map, scratch.map);
+        dense_dispatch(p, map, {scratch.weight, p.weight.plane_pitch, p.weight.row_pitch, true}, result, channel, channels, t);
         continue;
       }
+      T* out = plane_of(result, t.image, channel) + t.row * result.row + t.col;
       for (int64_t i = 0; i < t.rows; ++i) {
         for (int64_t phase = 0; phase < s.stride_w && phase < t.cols; ++phase) {
           int64_t count = 0;
@@ -203,15 +230,15 @@ void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T>
 }
 
 template <class T>
-void dense_grad_weight(const Involution2dPlan& p, const T* map, const T* grad, int64_t grad_plane, int64_t channels, bool first,
-                       T* out, int64_t tap_stride, int lanes) {
-  const int64_t pitch = p.map.row_pitch, plane = p.map.plane_pitch;
-  const bool whole = lanes == Vec<T>::kLanes;
-  const int64_t k = p.shape.kernel_h;
+void dense_grad_weight(int64_t k, const MapView<T>& map, int64_t i, int64_t j, const T* grad, int64_t grad_plane, int64_t channels,
+                       bool first, T* out, int64_t tap_stride, int lanes) {
+  const DenseMap<T> tile = tile_at(map, i, j, static_cast<int>(k));
+  const bool inside = tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == 2 * Vec<T>::kLanes;
+  const bool whole = inside && lanes == Vec<T>::kLanes;
   const auto run = k == 3   ? (whole ? dense_tap_rows<T, 3, false> : dense_tap_rows<T, 3, true>)
                    : k == 5 ? (whole ? dense_tap_rows<T, 5, false> : dense_tap_rows<T, 5, true>)
                             : (whole ? dense_tap_rows<T, 7, false> : dense_tap_rows<T, 7, true>);
-  run(map, pitch, plane, grad, grad_plane, channels, first, out, tap_stride, lanes);
+  run(tile, grad, grad_plane, channels, first, out, tap_stride, lanes);
 }
 
 template <class T>
@@ -230,7 +257,10 @@ void grad_weight(const Involution2dPlan& p, Strided<const T> grad_y, Strided<con
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
       const int64_t channel = t.group * group_channels + c0;
-      pack_x(p, x, t, channel, channels, scratch.map);
+      const bool direct = kMaskedWindows && p.dense && x.column == 1;
+      if (!direct) pack_x(p, x, t, channel, channels, scratch.map);
+      const MapView<T> map = direct ? direct_view(x, t.image, channel, t.row - s.pad_h, t.col - s.pad_w, s.height, s.width)
+                                    : packed_view(p.map, scratch.map);
       const T* grad = plane_of(grad_y, t.image, channel) + t.row * grad_y.row + t.col;
       for (int64_t i = 0; i < t.rows; ++i) {
         const T* row = scratch.map + i * s.stride_h * p.map.row_pitch;
@@ -239,7 +269,7 @@ void grad_weight(const Involution2dPlan& p, Strided<const T> grad_y, Strided<con
           const T* g = grad + i * grad_y.row + j;
           T* at = out + i * result.row + j;
           if (p.dense) {
-            dense_grad_weight(p, row + j, g, grad_y.channel, channels, c0 == 0, at, result.channel, lanes);
+            dense_grad_weight(s.kernel_h, map, i, j, g, grad_y.channel, channels, c0 == 0, at, result.channel, lanes);
             continue;
           }
           for (int64_t k = 0; k < taps; k += kSparseTaps)

@@ -5,6 +5,10 @@
 namespace lgld {
 namespace {
 
+LGLD_INLINE int64_t clamp(int64_t value, int64_t low, int64_t high) {
+  return value < low ? low : value > high ? high : value;
+}
+
 template <class T>
 struct Plane {
   const T* data;
@@ -27,16 +31,31 @@ LGLD_INLINE void copy_strided(T* dst, const T* src, int64_t step, int64_t n) {
   }
 }
 
+// One strip row: `left` zeros, src[0, n), zeros up to `pitch`. Stores are aligned but for the first element's vector: half of an
+// unaligned row's stores would cross a cache line, and stores are what packing is bound by.
 template <class T>
-LGLD_INLINE void copy_contiguous(T* dst, const T* src, int64_t n) {
+LGLD_INLINE void pack_row(T* dst, int64_t pitch, int64_t left, const T* src, int64_t n) {
   using V = Vec<T>;
-  int64_t k = 0;
-  for (; k + V::kLanes <= n; k += V::kLanes) V::load(src + k).store(dst + k);
-  // src may end a page.
-  if (k < n) V::load_partial(src + k, static_cast<int>(n - k)).store_partial(dst + k, static_cast<int>(n - k));
+  constexpr int64_t kLanes = V::kLanes;
+  int64_t k = left / kLanes * kLanes;
+  for (int64_t i = 0; i <= k; i += kLanes) V::zero().store(dst + i);
+  if (n < kLanes) {
+    // `left + n` may still reach into the next vector.
+    if (k + kLanes < pitch) V::zero().store(dst + k + kLanes);
+    V::load_partial(src, static_cast<int>(n)).store_partial(dst + left, static_cast<int>(n));
+    k += 2 * kLanes;
+  } else {
+    V::load(src).store(dst + left);
+    k += kLanes;
+    for (; k + kLanes <= left + n; k += kLanes) V::load(src + (k - left)).store(dst + k);
+    // src may end a page.
+    if (k < left + n) {
+      V::load_partial(src + (k - left), static_cast<int>(left + n - k)).store(dst + k);
+      k += kLanes;
+    }
+  }
+  for (; k < pitch; k += kLanes) V::zero().store(dst + k);
 }
-
-LGLD_INLINE int64_t clamp(int64_t value, int64_t low, int64_t high) { return value < low ? low : value > high ? high : value; }
 
 // Strip element (r, phase, k) holds plane element (row0 + r, col0 + phase + k * col_step), or 0 outside the plane.
 template <class T>
@@ -49,18 +68,18 @@ void pack_plane(const Plane<T>& src, int64_t row0, int64_t col0, int64_t col_ste
     const int64_t first = col0 + phase;
     const int64_t left = clamp(ceil_div(-first, col_step), 0, layout.pitch);
     const int64_t right = clamp(ceil_div(src.width - first, col_step), left, layout.pitch);
-    // The pitch is a whole number of vectors, so the zeros on both sides go in first, as such.
     const int64_t behind = right / Vec<T>::kLanes * Vec<T>::kLanes;
     const T* in = src.data + (row0 + top) * src.row_stride + (first + left * col_step) * src.col_stride;
     T* out = dst + top * layout.row_pitch + phase * layout.pitch;
     for (int64_t r = top; r < bottom; ++r, in += src.row_stride, out += layout.row_pitch) {
-      zero_vectors(out, left);
-      zero_vectors(out + behind, layout.pitch - behind);
       if (step == 1) {
-        copy_contiguous(out + left, in, right - left);
-      } else {
-        copy_strided(out + left, in, step, right - left);
+        pack_row(out, layout.pitch, left, in, right - left);
+        continue;
       }
+      zero_vectors(out, left);
+      // The pitch is a whole number of vectors, so the zeros on the right can go in first, as such.
+      zero_vectors(out + behind, layout.pitch - behind);
+      copy_strided(out + left, in, step, right - left);
     }
   }
 }

@@ -11,23 +11,49 @@ template <int K>
 constexpr int kTapRows = K == 3 ? 3 : 2;
 constexpr int kSparseTaps = 8;
 
-// One vector of outputs: acc[tap] += sum_c grad[c] * map[c][tap], for kRows rows of K taps.
-template <class T, int K, int kRows, bool kPartial>
-LGLD_INLINE void dense_taps(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* grad, int64_t grad_plane, int64_t channels,
+// One vector of outputs: acc[tap] += sum_c grad[c] * map[c][tap], for kRows rows of K taps from row `first_tap_row` on.
+template <class T, int K, int kRows, bool kEdge>
+LGLD_INLINE void dense_taps(const DenseMap<T>& map, int first_tap_row, const T* grad, int64_t grad_plane, int64_t channels,
                             bool first, T* out, int64_t tap_stride, int lanes) {
   using V = Vec<T>;
   V acc[kRows * K];
+  out += first_tap_row * K * tap_stride;
   unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA {
-    acc[t] = first ? V::zero() : (kPartial ? V::load_partial(out + t * tap_stride, lanes) : V::load(out + t * tap_stride));
+    acc[t] = first ? V::zero() : (kEdge ? V::load_partial(out + t * tap_stride, lanes) : V::load(out + t * tap_stride));
   });
-  for (int64_t c = 0; c < channels; ++c, map += plane_pitch, grad += grad_plane) {
-    const V g = kPartial ? V::load_partial(grad, lanes) : V::load(grad);
+  const T* row[kRows];
+  int64_t step[kRows];
+  unroll<kRows>([&](auto u) LGLD_INLINE_LAMBDA {
+    const int r = first_tap_row + u.value;
+    const bool outside = kEdge && (r < map.first_row || r >= map.last_row);
+    row[u] = outside ? kZeroRow<T> : map.data + r * map.row_pitch;
+    step[u] = outside ? 0 : map.plane_pitch;
+  });
+  for (int64_t c = 0; c < channels; ++c, grad += grad_plane) {
+    const V g = kEdge ? V::load_partial(grad, lanes) : V::load(grad);
     unroll<kRows>([&](auto u) LGLD_INLINE_LAMBDA {
-      const Window<T> x = Window<T>::load(map + u * row_pitch);
+      const Window<T> x =
+          kEdge ? Window<T>::load_within(row[u], map.first_column, map.last_column) : Window<T>::load(row[u]);
+      row[u] += step[u];
       unroll<K>([&](auto v) LGLD_INLINE_LAMBDA { acc[u * K + v] = V::fma(x.template at<v.value>(), g, acc[u * K + v]); });
     });
   }
-  unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA { store_lanes(acc[t], out + t * tap_stride, lanes); });
+  if (kEdge) {
+    unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA { acc[t].store_partial(out + t * tap_stride, lanes); });
+  } else {
+    unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA { acc[t].store(out + t * tap_stride); });
+  }
+}
+
+// All K * K taps of one vector of outputs.
+template <class T, int K, bool kEdge>
+__attribute__((noinline)) void dense_tap_rows(const DenseMap<T>& map, const T* grad, int64_t grad_plane, int64_t channels, bool first,
+                                              T* out, int64_t tap_stride, int lanes) {
+  constexpr int kRows = kTapRows<K>, kRest = K % kRows;
+  for (int u = 0; u + kRows <= K; u += kRows)
+    dense_taps<T, K, kRows, kEdge>(map, u, grad, grad_plane, channels, first, out, tap_stride, lanes);
+  if constexpr (kRest != 0)
+    dense_taps<T, K, kRest, kEdge>(map, K - kRest, grad, grad_plane, channels, first, out, tap_stride, lanes);
 }
 
 // The same for any taps; `offset[t]` is tap t's distance from `map`. Taps behind the last repeat it and are not stored.
@@ -48,20 +74,6 @@ LGLD_INLINE void sparse_taps(const T* map, int64_t plane_pitch, const int64_t* o
   unroll<kSparseTaps>([&](auto t) LGLD_INLINE_LAMBDA {
     if (t < tap_count) store_lanes(acc[t], out + t * tap_stride, lanes);
   });
-}
-
-template <class T, int K, bool kPartial>
-LGLD_INLINE void dense_tap_rows(const T* map, int64_t row_pitch, int64_t plane_pitch, const T* grad, int64_t grad_plane,
-                                int64_t channels, bool first, T* out, int64_t tap_stride, int lanes) {
-  constexpr int kRows = kTapRows<K>;
-  for (int u = 0; u + kRows <= K; u += kRows)
-    dense_taps<T, K, kRows, kPartial>(map + u * row_pitch, row_pitch, plane_pitch, grad, grad_plane, channels, first,
-                                      out + u * K * tap_stride, tap_stride, lanes);
-  if constexpr (K % kRows != 0) {
-    constexpr int u = K - K % kRows;
-    dense_taps<T, K, K % kRows, kPartial>(map + u * row_pitch, row_pitch, plane_pitch, grad, grad_plane, channels, first,
-                                          out + u * K * tap_stride, tap_stride, lanes);
-  }
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstdint>
+
 #include "unroll.h"
 
 namespace lgld {
@@ -21,6 +23,9 @@ struct Vec<float> {
   static LGLD_INLINE Vec broadcast(float value) { return {_mm512_set1_ps(value)}; }
   static LGLD_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static LGLD_INLINE Vec load_partial(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  static LGLD_INLINE Vec load_masked(const float* p, unsigned mask) {
+    return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p)};
+  }
   LGLD_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   LGLD_INLINE void store_partial(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -35,6 +40,9 @@ struct Vec<double> {
   static LGLD_INLINE Vec broadcast(double value) { return {_mm512_set1_pd(value)}; }
   static LGLD_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
   static LGLD_INLINE Vec load_partial(const double* p, int n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
+  static LGLD_INLINE Vec load_masked(const double* p, unsigned mask) {
+    return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p)};
+  }
   LGLD_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
   LGLD_INLINE void store_partial(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
@@ -45,10 +53,16 @@ LGLD_INLINE __m512i bits(__m512d v) { return _mm512_castpd_si512(v); }
 
 // kLanes elements from each of p, p + 1, ...: two loads and a shuffle per shift. Every unaligned 64-byte load would cross a
 // cache line, and such a load costs two.
+constexpr bool kMaskedWindows = true;
+
 template <class T>
 struct Window {
   Vec<T> low, high;
   static LGLD_INLINE Window load(const T* p) { return {Vec<T>::load(p), Vec<T>::load(p + Vec<T>::kLanes)}; }
+  static LGLD_INLINE Window load_within(const T* p, int first, int last) {
+    const unsigned inside = static_cast<unsigned>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
+    return {Vec<T>::load_masked(p, inside), Vec<T>::load_masked(p + Vec<T>::kLanes, inside >> Vec<T>::kLanes)};
+  }
   template <int kShift>
   LGLD_INLINE Vec<T> at() const {
     static_assert(kShift <= Vec<T>::kLanes);
