@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# `pytest --hypothesis-profile=thorough` searches longer, and elsewhere each time.
+settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +26,23 @@ def shared_dir() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no golden numbers at {folder} (set LGLD_SHARED to their folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a piece of Python in a fresh interpreter: `run_python(code, folder=..., check=True, LGLD_CPU_VARIANT="scalar")`."""
+
+    def run(code: str, *, folder: Path = ROOT, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {key: value for key, value in os.environ.items() if not key.startswith("LGLD_")}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env=variables | {"PYTHONPATH": str(folder)} | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return run

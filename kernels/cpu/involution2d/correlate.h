@@ -83,22 +83,69 @@ LGLD_INLINE void dense_tile(const DenseMap<T>& map, const T* (&weight)[kRowBlock
   }
 }
 
-struct TapOffset {
-  int64_t weight, map;
+// Up to kRunTaps taps that read neighbouring elements of the map: tap k reads map + k and weighs with weight + k * weight_step.
+struct TapRun {
+  int64_t map, weight, weight_step, count;
 };
+constexpr int kRunTaps = 4;
+
+// Appends a tap to a list of `count` runs, to the last of them where it fits, and returns the new count.
+LGLD_INLINE int64_t append_tap(TapRun* runs, int64_t count, int64_t map, int64_t weight) {
+  if (count > 0) {
+    TapRun& last = runs[count - 1];
+    const bool next = last.count < kRunTaps && map == last.map + last.count;
+    if (next && last.count == 1) last.weight_step = weight - last.weight;
+    if (next && weight == last.weight + last.count * last.weight_step) {
+      ++last.count;
+      return count;
+    }
+  }
+  runs[count] = {map, weight, 0, 1};
+  return count + 1;
+}
+
+template <class T, int kTaps, bool kPartial>
+LGLD_INLINE void sparse_run(const T* map, int64_t plane_pitch, const T* weight, int64_t weight_step, int lanes,
+                            Vec<T> (&acc)[kSparseChannelBlock]) {
+  using V = Vec<T>;
+  V w[kTaps];
+  unroll<kTaps>([&](auto k) LGLD_INLINE_LAMBDA {
+    w[k] = kPartial ? V::load_partial(weight, lanes) : V::load(weight);
+    weight += weight_step;
+  });
+  unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
+    if constexpr (kTaps == 1) {
+      acc[c] = V::fma(V::load(map + c * plane_pitch), w[0], acc[c]);
+    } else {
+      const Window<T> x = Window<T>::load(map + c * plane_pitch);
+      unroll<kTaps>([&](auto k) LGLD_INLINE_LAMBDA { acc[c] = V::fma(x.template at<k.value>(), w[k], acc[c]); });
+    }
+  });
+}
 
 // acc[c] = sum over any list of taps.
 template <class T, bool kPartial>
-LGLD_INLINE void sparse_tile(const T* map, int64_t plane_pitch, const T* weight, const TapOffset* taps, int64_t tap_count,
-                             int lanes, Vec<T> (&acc)[kSparseChannelBlock]) {
-  using V = Vec<T>;
-  for (int64_t t = 0; t < tap_count; ++t) {
-    const T* p = weight + taps[t].weight;
-    const V w = kPartial ? V::load_partial(p, lanes) : V::load(p);
-    const T* x = map + taps[t].map;
-    unroll<kSparseChannelBlock>(
-        [&](auto c) LGLD_INLINE_LAMBDA { acc[c] = V::fma(V::load(x + c * plane_pitch), w, acc[c]); });
+LGLD_INLINE void sparse_tile(const T* map, int64_t plane_pitch, const T* weight, const TapRun* runs, int64_t count, int lanes,
+                             Vec<T> (&acc)[kSparseChannelBlock]) {
+  for (const TapRun* run = runs; run < runs + count; ++run) {
+    const T *x = map + run->map, *w = weight + run->weight;
+    switch (run->count) {
+      case 4: sparse_run<T, 4, kPartial>(x, plane_pitch, w, run->weight_step, lanes, acc); break;
+      case 3: sparse_run<T, 3, kPartial>(x, plane_pitch, w, run->weight_step, lanes, acc); break;
+      case 2: sparse_run<T, 2, kPartial>(x, plane_pitch, w, run->weight_step, lanes, acc); break;
+      default: sparse_run<T, 1, kPartial>(x, plane_pitch, w, run->weight_step, lanes, acc);
+    }
   }
+}
+
+// One vector of outputs of `channels` <= kSparseChannelBlock planes into lanes[c][0, kLanes).
+template <class T, bool kPartial>
+__attribute__((noinline)) void sparse_vector(const T* map, int64_t plane_pitch, const T* weight, const TapRun* runs, int64_t count,
+                                             int lanes, T (*out)[Vec<T>::kLanes]) {
+  Vec<T> acc[kSparseChannelBlock];
+  unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c] = Vec<T>::zero(); });
+  sparse_tile<T, kPartial>(map, plane_pitch, weight, runs, count, lanes, acc);
+  unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c].store(out[c]); });
 }
 
 template <class T>
@@ -148,13 +195,7 @@ __attribute__((noinline)) void dense_corner(const DenseMap<T>& map, const T* con
   });
   for (int m = 0; m < out.rows; ++m)
     for (int c = 0; c < out.channels; ++c) {
-      const V line = V::load(tile[m][c]);
-      T* p = out.data + m * out.row + c * out.plane;
-      if (out.lanes == V::kLanes) {
-        line.store(p);
-      } else {
-        line.store_partial(p, out.lanes);
-      }
+      store_lanes(V::load(tile[m][c]), out.data + m * out.row + c * out.plane, out.lanes);
     }
 }
 

@@ -30,13 +30,13 @@ Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t
 
 template <class T>
 struct Scratch {
-  TapOffset* taps;
+  TapRun* runs;
   T *map, *weight;
   Scratch(const Involution2dPlan& p, void* memory) {
     constexpr int64_t kLine = 64;
     char* at = static_cast<char*>(memory);
-    taps = reinterpret_cast<TapOffset*>(at);
-    at += ceil_div(p.shape.taps() * static_cast<int64_t>(sizeof(TapOffset)), kLine) * kLine;
+    runs = reinterpret_cast<TapRun*>(at);
+    at += ceil_div(p.shape.taps() * static_cast<int64_t>(sizeof(TapRun)), kLine) * kLine;
     map = reinterpret_cast<T*>(at);
     weight = reinterpret_cast<T*>(at + ceil_div(p.planes * p.map.plane_pitch * static_cast<int64_t>(sizeof(T)), kLine) * kLine);
   }
@@ -102,25 +102,20 @@ void dense_dispatch(const Involution2dPlan& p, const MapView<T>& map, const Weig
 }
 
 template <class T>
-LGLD_INLINE void sparse_vector(const T* map, int64_t plane_pitch, const T* weight, const TapOffset* taps, int64_t tap_count,
-                               int lanes, bool partial, Vec<T> (&acc)[kSparseChannelBlock]) {
-  unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c] = Vec<T>::zero(); });
-  if (partial) {
-    sparse_tile<T, true>(map, plane_pitch, weight, taps, tap_count, lanes, acc);
-  } else {
-    sparse_tile<T, false>(map, plane_pitch, weight, taps, tap_count, lanes, acc);
-  }
-}
-
-template <class T>
 void forward(const Involution2dPlan& p, Strided<const T> x, Strided<const T> weight, Strided<T> y, int64_t begin, int64_t end,
              void* memory) {
   using V = Vec<T>;
   const Involution2dShape& s = p.shape;
   const Scratch<T> scratch(p, memory);
   const int64_t group_channels = s.group_channels(), taps = s.taps();
-  for (int64_t t = 0; t < taps; ++t)
-    scratch.taps[t] = {t * weight.channel, strip_offset(p, t / s.kernel_w, t % s.kernel_w)};
+  // Taps whose columns differ by a multiple of the stride stand in the same phase of the strip, one after the other.
+  int64_t period = 1;
+  while (period * s.dilation_w % s.stride_w != 0) ++period;
+  int64_t runs = 0;
+  for (int64_t u = 0; u < s.kernel_h; ++u)
+    for (int64_t start = 0; start < period && start < s.kernel_w; ++start)
+      for (int64_t v = start; v < s.kernel_w; v += period)
+        runs = append_tap(scratch.runs, runs, strip_offset(p, u, v), (u * s.kernel_w + v) * weight.channel);
 
   for (int64_t index = begin; index < end; ++index) {
     const Task t = make_task(p, index, s.out_height, s.out_width);
@@ -140,12 +135,11 @@ void forward(const Involution2dPlan& p, Strided<const T> x, Strided<const T> wei
       for (int64_t i = 0; i < t.rows; ++i) {
         for (int64_t j = 0; j < t.cols; j += V::kLanes) {
           const int lanes = lanes_left<T>(t.cols - j);
-          V acc[kSparseChannelBlock];
-          sparse_vector(scratch.map + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, w + i * weight.row + j,
-                        scratch.taps, taps, lanes, lanes < V::kLanes, acc);
-          unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
-            if (c < channels) store_lanes(acc[c], out + c * y.channel + i * y.row + j, lanes);
-          });
+          alignas(64) T line[kSparseChannelBlock][V::kLanes];
+          const auto run = lanes < V::kLanes ? sparse_vector<T, true> : sparse_vector<T, false>;
+          run(scratch.map + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, w + i * weight.row + j, scratch.runs, runs,
+              lanes, line);
+          for (int64_t c = 0; c < channels; ++c) store_lanes(V::load(line[c]), out + c * y.channel + i * y.row + j, lanes);
         }
       }
     }
@@ -199,29 +193,22 @@ void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T>
           for (int64_t u = 0; u < s.kernel_h; ++u) {
             const int64_t row = t.row + i + s.pad_h - u * s.dilation_h;
             if (row % s.stride_h != 0) continue;
-            for (int64_t v = 0; v < s.kernel_w; ++v) {
+            for (int64_t v = s.kernel_w - 1; v >= 0; --v) {
               const int64_t col = t.col + phase + s.pad_w - v * s.dilation_w;
               if (col % s.stride_w != 0) continue;
               const int64_t at = (row / s.stride_h - row0) * p.map.row_pitch + (col / s.stride_w - col0);
-              scratch.taps[count++] = {(u * s.kernel_w + v) * p.weight.plane_pitch + at, at};
+              count = append_tap(scratch.runs, count, at, (u * s.kernel_w + v) * p.weight.plane_pitch + at);
             }
           }
           const int64_t outputs = ceil_div(t.cols - phase, s.stride_w);
           for (int64_t j = 0; j < outputs; j += V::kLanes) {
             const int lanes = lanes_left<T>(outputs - j);
-            V acc[kSparseChannelBlock];
-            sparse_vector(scratch.map + j, p.map.plane_pitch, scratch.weight + j, scratch.taps, count, lanes, false, acc);
-            unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
-              if (c >= channels) return;
+            alignas(64) T lane[kSparseChannelBlock][V::kLanes];
+            sparse_vector<T, false>(scratch.map + j, p.map.plane_pitch, scratch.weight + j, scratch.runs, count, lanes, lane);
+            for (int64_t c = 0; c < channels; ++c) {
               T* line = out + c * result.channel + i * result.row + phase + j * s.stride_w;
-              if (s.stride_w == 1) {
-                store_lanes(acc[c], line, lanes);
-                return;
-              }
-              T lane[V::kLanes];
-              acc[c].store(lane);
-              for (int k = 0; k < lanes; ++k) line[k * s.stride_w] = lane[k];
-            });
+              for (int k = 0; k < lanes; ++k) line[k * s.stride_w] = lane[c][k];
+            }
           }
         }
       }
@@ -248,7 +235,7 @@ void grad_weight(const Involution2dPlan& p, Strided<const T> grad_y, Strided<con
   const Involution2dShape& s = p.shape;
   const Scratch<T> scratch(p, memory);
   const int64_t group_channels = s.group_channels(), taps = s.taps();
-  int64_t* offset = reinterpret_cast<int64_t*>(scratch.taps);
+  int64_t* offset = reinterpret_cast<int64_t*>(scratch.runs);
   for (int64_t t = 0; t < taps; ++t) offset[t] = strip_offset(p, t / s.kernel_w, t % s.kernel_w);
 
   for (int64_t index = begin; index < end; ++index) {

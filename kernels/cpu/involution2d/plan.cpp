@@ -9,13 +9,13 @@ constexpr int64_t kCacheLine = 64;
 
 int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
-// The furthest tap of a row's `outputs` starts `reach` columns on; a Window reads a whole vector more than it needs.
+// `outputs` columns of results, in whole vectors, read up to `reach` columns further.
 StripLayout make_strip(int64_t rows, int64_t phases, int64_t reach, int64_t outputs, int64_t lanes, int64_t element) {
   StripLayout s{};
   s.rows = rows;
   s.phases = phases;
   const int64_t line = kCacheLine / element;
-  s.pitch = round_up(std::max(reach, lanes) + round_up(outputs, lanes), line);
+  s.pitch = round_up(reach + round_up(outputs, lanes), line);
   s.row_pitch = s.phases * s.pitch;
   s.plane_pitch = s.rows * s.row_pitch;
   // Planes a multiple of 4 KiB apart would all fall into the same cache sets.
@@ -56,12 +56,14 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
     if (p.tasks >= kEnoughTasks) break;
   }
 
+  // A Window touches two vectors from its first tap on: dense ones begin at the first tap of a row, others at any.
+  const auto touched = [&](int64_t reach) { return p.dense ? std::max(reach, lanes) : reach + lanes; };
   const int64_t reach_h = (s.kernel_h - 1) * s.dilation_h, reach_w = (s.kernel_w - 1) * s.dilation_w;
   if (grad_x) {
     // Rows p0 .. p0 + row_tile - 1 of grad_x read rows floor((p0 + ph - reach) / sh) .. floor((p0 + row_tile - 1 + ph) / sh)
     // of grad_y: at most (row_tile - 1 + reach) / sh + 2 of them. The same for columns.
     const int64_t rows = p.dense ? round_up(p.row_tile, k.row_block) + reach_h : (p.row_tile - 1 + reach_h) / s.stride_h + 2;
-    const int64_t reach = reach_w / s.stride_w + 2;
+    const int64_t reach = touched(reach_w / s.stride_w + 2);
     const int64_t outputs = ceil_div(p.col_tile, s.stride_w);
     p.map = make_strip(rows, 1, reach, outputs, lanes, element);
     // Dense tiles want each tap's plane moved by that tap, so that it lines up with the result; others address it like the map.
@@ -69,14 +71,14 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
   } else {
     const int64_t rows = (p.dense ? round_up(p.row_tile, k.row_block) - 1 : p.row_tile - 1) * s.stride_h + reach_h + 1;
     const int64_t phases = std::min(s.stride_w, reach_w + 1);
-    p.map = make_strip(rows, phases, reach_w / s.stride_w + 1, p.col_tile, lanes, element);
+    p.map = make_strip(rows, phases, touched(reach_w / s.stride_w + 1), p.col_tile, lanes, element);
   }
   // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
   p.planes = pass == Involution2dPass::kGradWeight ? std::min<int64_t>(k.weight_channels, s.group_channels())
              : p.dense                             ? k.dense_channels
                                                    : k.sparse_channels;
 
-  const int64_t tap_offsets = 2 * s.taps() * static_cast<int64_t>(sizeof(int64_t));
+  const int64_t tap_offsets = 4 * s.taps() * static_cast<int64_t>(sizeof(int64_t));  // a TapRun each
   p.scratch_bytes = round_up(tap_offsets, kCacheLine) + round_up(p.planes * p.map.plane_pitch * element, kCacheLine) +
                     (grad_x ? s.taps() * p.weight.plane_pitch * element : 0);
   return p;
