@@ -151,7 +151,8 @@ def test_func_nested_vmap() -> None:
     x, weight, _ = STRIDED.operands()
     x, weight = (torch.stack([torch.stack([t, t + 1]), torch.stack([3 * t, -t]), torch.stack([t, t])]) for t in (x, weight))
     same(lambda f: vmap(vmap(f)), x, weight)
-    same(lambda f: vmap(vmap(f, in_dims=(0, None)), in_dims=(0, 1)), x, weight[0])
+    same(lambda f: vmap(vmap(f, in_dims=(0, None)), in_dims=(1, None)), x.transpose(0, 1), weight[0, 0])
+    same(lambda f: vmap(vmap(f, in_dims=(None, 0)), in_dims=(0, 0)), x[:, 0], weight)
 
 
 def test_func_second_derivatives() -> None:
