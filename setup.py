@@ -26,9 +26,7 @@ def refuse_foreign_platform() -> None:
     system, machine = platform.system(), platform.machine()
     if system != "Linux" or machine not in ("x86_64", "aarch64"):
         hint = " On Windows, WSL 2 is such a Linux." if system == "Windows" else ""
-        raise SystemExit(
-            f"lgld_ops runs on 64-bit Linux (x86-64 and aarch64) only; this is {system} on {machine}.{hint}"
-        )
+        raise SystemExit(f"lgld_ops runs on 64-bit Linux (x86-64 and aarch64) only; this is {system} on {machine}.{hint}")
     if sys.maxsize < 2**32:
         raise SystemExit(f"lgld_ops runs on 64-bit Linux only; this Python is a 32-bit program on {machine}.")
 
@@ -38,9 +36,7 @@ def tool(name: str, package: str) -> str:
     beside_python = Path(sys.executable).with_name(name)
     found = shutil.which(name) or (str(beside_python) if beside_python.exists() else None)
     if not found:
-        raise SystemExit(
-            f"lgld_ops: no {name} found. Install it with `pip install {name}` or `apt install {package}`."
-        )
+        raise SystemExit(f"lgld_ops: no {name} found. Install it with `pip install {name}` or `apt install {package}`.")
     return found
 
 
@@ -90,14 +86,8 @@ def configure(command: list[str]) -> None:
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     print(result.stderr, end="", file=sys.stderr, flush=True)
     if result.returncode:
-        found = re.search(
-            r"CMake Error[^\n]*?:\s*\n(.*?)(?=\nCall Stack|\n\s*\n\s*\n|\Z)", result.stderr, re.DOTALL
-        )
-        reason = (
-            " ".join(found[1].split())
-            if found
-            else f"CMake stopped with exit code {result.returncode} (see above)."
-        )
+        found = re.search(r"CMake Error[^\n]*?:\s*\n(.*?)(?=\nCall Stack|\n\s*\n\s*\n|\Z)", result.stderr, re.DOTALL)
+        reason = " ".join(found[1].split()) if found else f"CMake stopped with exit code {result.returncode} (see above)."
         raise SystemExit(f"lgld_ops: {reason}")
 
 
@@ -136,9 +126,7 @@ class build_cmake(Command):
                 "pybind11_DIR": pybind11.get_cmake_dir(),
             }
         elif self.editable_mode:
-            print(
-                "lgld_ops: no pybind11 installed: building without lgld_ops._testing, which some tests need."
-            )
+            print("lgld_ops: no pybind11 installed: building without lgld_ops._testing, which some tests need.")
         cmake = tool("cmake", "cmake")
         fresh_if_changed(work)
         configure(

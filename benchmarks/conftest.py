@@ -22,9 +22,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def pytest_addoption(parser: pytest.Parser) -> None:
     options = parser.getgroup("lgld_ops benchmarks")
     options.addoption("--quick", action="store_true", help="few cells, few rounds: a smoke test for CI")
-    options.addoption(
-        "--everything", action="store_true", help="every cell against every opponent: an hour or more"
-    )
+    options.addoption("--everything", action="store_true", help="every cell against every opponent: an hour or more")
     options.addoption("--record", metavar="NAME", help="write NAME.json and NAME.md to benchmarks/results")
 
 
@@ -89,8 +87,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     name = config.getoption("--record")
     if name is not None:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(
-            json.dumps(report.to_json(made.where, comparisons), indent=1) + "\n"
-        )
+        (RESULTS / f"{name}.json").write_text(json.dumps(report.to_json(made.where, comparisons), indent=1) + "\n")
         (RESULTS / f"{name}.md").write_text(report.to_markdown(made.where, comparisons))
         terminalreporter.write_line(f"recorded as {RESULTS / name}.json and .md")

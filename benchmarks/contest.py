@@ -49,9 +49,7 @@ def record(cell: Cell, contestant: str, runner: Runner, benchmark: Any) -> None:
         benchmark.skipped = True
         pytest.skip(f"{entry.name}: {entry.reason}")
     if not comparison.proved:
-        pytest.fail(
-            "equivalence not proved, so nothing is recorded: " + "; ".join(comparison.problems), pytrace=False
-        )
+        pytest.fail("equivalence not proved, so nothing is recorded: " + "; ".join(comparison.problems), pytrace=False)
     if not entry.timed:
         pytest.fail(f"{entry.status}: {entry.reason}\n{entry.stderr_tail}", pytrace=False)
     assert entry.verdict is not None

@@ -60,12 +60,8 @@ def default() -> list[Cell]:
     """What fits into twelve minutes on two cores; compiling is what takes them, so not every cell has it."""
     most = thread_counts()[0]
     shapes = list(SHAPES.values())
-    cells = [
-        Cell(case, most, compiled=case.batch < 32) for case in involution_cases(shapes, BATCHES, (FORWARD,))
-    ]
-    cells += [
-        Cell(case, most, compiled=case.batch == 1) for case in involution_cases(shapes, (1, 8), (TRAINING,))
-    ]
+    cells = [Cell(case, most, compiled=case.batch < 32) for case in involution_cases(shapes, BATCHES, (FORWARD,))]
+    cells += [Cell(case, most, compiled=case.batch == 1) for case in involution_cases(shapes, (1, 8), (TRAINING,))]
     cells += [Cell(NetworkCase(batch), most, compiled=batch == 1) for batch in BATCHES]
     cells.append(Cell(NetworkCase(8, mode=TRAINING), most, compiled=False))
     if most > 1:

@@ -31,9 +31,7 @@ class ReplayClock:
     def feed(self, benchmark: Any, samples: Sequence[float]) -> None:
         """Records ``samples``, in seconds, in the ``benchmark`` fixture."""
         self._samples = iter(samples)
-        benchmark.pedantic(
-            self._advance, setup=self._rewind, rounds=len(samples), iterations=1, warmup_rounds=0
-        )
+        benchmark.pedantic(self._advance, setup=self._rewind, rounds=len(samples), iterations=1, warmup_rounds=0)
 
 
 CLOCK = ReplayClock()

@@ -62,9 +62,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: truncated, or not a safetensors file ({str(error).splitlines()[0]})"
-        ) from error
+        raise CheckpointError(f"{path}: truncated, or not a safetensors file ({str(error).splitlines()[0]})") from error
 
 
 def _read_pickle(path: Path, file: IO[bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -77,9 +75,7 @@ def _read_pickle(path: Path, file: IO[bytes]) -> tuple[dict[str, Any], dict[str,
     except Exception as error:
         needs = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needs is None and "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path}: a TorchScript program, not weights; save model.state_dict() instead"
-            ) from error
+            raise CheckpointError(f"{path}: a TorchScript program, not weights; save model.state_dict() instead") from error
         if needs is not None:
             raise CheckpointError(
                 f"{path}: this pickle needs code to load ({needs[1]}) and was refused; "
@@ -107,9 +103,7 @@ def _image_size(path: Path, value: Any) -> tuple[int, int]:
         size = [size, size]
     good = isinstance(size, list | tuple) and len(size) == 2
     if not good or not all(type(item) is int and item > 0 for item in size):
-        raise CheckpointError(
-            f"{path}: metadata image_size must be a positive int or [height, width], got {value!r}"
-        )
+        raise CheckpointError(f"{path}: metadata image_size must be a positive int or [height, width], got {value!r}")
     return size[0], size[1]
 
 
@@ -123,9 +117,7 @@ def _classes(path: Path, value: Any, num_classes: int) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: metadata classes must be a JSON list of names, got {value!r}")
     if len(names) != num_classes:
-        raise CheckpointError(
-            f"{path}: metadata classes names {len(names)} classes, but head.6.weight has {num_classes}"
-        )
+        raise CheckpointError(f"{path}: metadata classes names {len(names)} classes, but head.6.weight has {num_classes}")
     return tuple(names)
 
 
@@ -240,8 +232,6 @@ def load_network(
         num_classes=num_classes,
         image_size=image_size,
         classes=classes,
-        metadata={
-            key: value for key, value in metadata.items() if isinstance(value, str) and key not in used
-        },
+        metadata={key: value for key, value in metadata.items() if isinstance(value, str) and key not in used},
     )
     return model.eval(), info

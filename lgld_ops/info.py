@@ -24,14 +24,17 @@ def version() -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name as the operating system gives it."""
+    """The processor's name as Linux gives it."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        pass
-    return platform.machine()
+        lines = []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" in fields:
+        return fields["model name"]
+    if "CPU part" in fields:  # Arm: numbers that only a table turns into a name
+        return f"{platform.machine()}, implementer {fields.get('CPU implementer')}, part {fields['CPU part']}"
+    return platform.processor() or platform.machine()
 
 
 def _cpu() -> dict[str, Any]:

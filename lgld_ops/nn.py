@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -113,8 +113,8 @@ class Involution2d(nn.Module):
             reach = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
             if any(r % 2 for r in reach):
                 raise ValueError(
-                    f"padding must be given where dilation * (kernel_size - 1) is odd: kernel_size is {kernel_size!r}, dilation is "
-                    f"{dilation!r}, and no padding keeps the size"
+                    "padding must be given where dilation * (kernel_size - 1) is odd, since none keeps the size: kernel_size is "
+                    f"{kernel_size!r}, dilation is {dilation!r}"
                 )
             self.padding = (reach[0] // 2, reach[1] // 2)
         else:
@@ -131,17 +131,17 @@ class Involution2d(nn.Module):
         """The generated kernels [B, groups*Kh*Kw, ceil(H/stride), ceil(W/stride)] for x [B, C, H, W]."""
         if self.stride != (1, 1):
             x = F.avg_pool2d(x, self.stride, self.stride, ceil_mode=True, count_include_pad=False)
-        squeeze, (mix, activation, span) = self.reduce, self.shared_mlp
+        squeeze, (mix, activation, span) = self.reduce, cast("tuple[nn.Conv2d, nn.SiLU, nn.Conv2d]", tuple(self.shared_mlp))
         plain = all(_is_plain(conv, nn.Conv2d) for conv in (squeeze, mix, span)) and _is_plain(activation, nn.SiLU)
         if not plain or not _is_plain(self.shared_mlp, nn.Sequential):
             return self.shared_mlp(self.reduce(x))  # type: ignore[no-any-return]
         # Nothing stands between the first two convolutions: W1 (W0 x + b0) + b1 = (W1 W0) x + (W1 b0 + b1).
         w1 = mix.weight.flatten(1)
         weight = (w1 @ squeeze.weight.flatten(1))[..., None, None]
-        hidden = F.conv2d(x, weight, torch.mv(w1, squeeze.bias) + mix.bias)
+        hidden = F.conv2d(x, weight, torch.mv(w1, cast("Tensor", squeeze.bias)) + cast("Tensor", mix.bias))
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return F.conv2d(activation(hidden), span.weight, span.bias)
-        return _ActivatedPointwise.apply(hidden, span.weight, span.bias)  # type: ignore[no-any-return]
+        return _ActivatedPointwise.apply(hidden, span.weight, span.bias)  # type: ignore[no-any-return, no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, Ho, Wo].
@@ -159,9 +159,9 @@ class Involution2d(nn.Module):
         ]
         if windows != [kernel.shape[2], kernel.shape[3]]:
             raise ValueError(
-                f"padding {self.padding} makes {windows[0]} x {windows[1]} windows of a {x.shape[2]} x {x.shape[3]} input, but there "
-                f"are {kernel.shape[2]} x {kernel.shape[3]} kernels, one per {self.stride[0]} x {self.stride[1]} pixels; padding=None "
-                "makes them equal"
+                f"padding {self.padding} makes {windows[0]} x {windows[1]} windows of a {x.shape[2]} x {x.shape[3]} input, but "
+                f"there are {kernel.shape[2]} x {kernel.shape[3]} kernels, one per {self.stride[0]} x {self.stride[1]} pixels; "
+                "padding=None makes them equal"
             )
         return involution2d(x, kernel, self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
 

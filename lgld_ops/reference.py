@@ -111,8 +111,7 @@ def involution2d_unfold(
     wo = (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
     if ho < 1 or wo < 1:
         raise ValueError(
-            f"kernel_size {(kh, kw)} with dilation {(dh, dw)} must fit into x of {height} x {width} "
-            f"with padding {(ph, pw)}"
+            f"kernel_size {(kh, kw)} with dilation {(dh, dw)} must fit into x of {height} x {width} with padding {(ph, pw)}"
         )
     taps = kh * kw
     expected = (batch, groups * taps, ho, wo)
@@ -142,9 +141,7 @@ class InvolutionLayer(nn.Module):
         _count("reduction", reduction)
         _count("channels", channels, minimum=reduction)
         if _count("kernel_size", kernel_size) % 2 == 0:
-            raise ValueError(
-                f"kernel_size must be odd (the output keeps the size of the input), got {kernel_size}"
-            )
+            raise ValueError(f"kernel_size must be odd (the output keeps the size of the input), got {kernel_size}")
         hidden = channels // reduction
         self.kernel_size = kernel_size
         self.reduce = nn.Conv2d(channels, hidden, 1)
@@ -171,9 +168,7 @@ class IPS(nn.Module):
             ``InvolutionLayer``.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, involution_type: type[nn.Module] = InvolutionLayer
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, involution_type: type[nn.Module] = InvolutionLayer) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
         self.invo = involution_type(out_channels)

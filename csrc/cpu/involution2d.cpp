@@ -54,18 +54,19 @@ void check_pair(const char* op, const char* name, const Ints& value, int64_t lea
              " must be less than 2^24 each, but is (", value[0], ", ", value[1], ")");
 }
 
-Involution2dShape make_shape(const char* op, const char* sized_by, int64_t batch, int64_t channels, int64_t height, int64_t width,
-                             const Ints& kernel, const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+Involution2dShape make_shape(const char* op, const char* sized_by, int64_t batch, int64_t channels, int64_t height,
+                             int64_t width, const Ints& kernel, const Ints& stride, const Ints& padding, const Ints& dilation,
+                             int64_t groups) {
   check_pair(op, "kernel_size", kernel, 1);
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
   LGLD_CHECK(groups >= 1, op, ": groups must be at least 1, but is ", groups);
   LGLD_CHECK(channels >= 1 && height >= 1 && width >= 1, op, ": ", sized_by,
-             " must have at least one channel, row and column, but its size is [", batch, ", ", channels, ", ", height, ", ", width,
-             "]");
-  LGLD_CHECK(channels % groups == 0, op, ": groups must divide the number of channels, but groups is ", groups, " and ", sized_by,
-             " has ", channels, " channels");
+             " must have at least one channel, row and column, but its size is [", batch, ", ", channels, ", ", height, ", ",
+             width, "]");
+  LGLD_CHECK(channels % groups == 0, op, ": groups must divide the number of channels, but groups is ", groups, " and ",
+             sized_by, " has ", channels, " channels");
   Involution2dShape s{};
   s.batch = batch, s.channels = channels, s.groups = groups, s.height = height, s.width = width;
   s.kernel_h = kernel[0], s.kernel_w = kernel[1], s.stride_h = stride[0], s.stride_w = stride[1];
@@ -122,12 +123,14 @@ struct FreeDeleter {
 };
 
 template <class T>
-void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<T> kernel, const Tensor& a, const Tensor& b, const Tensor& out) {
+void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<T> kernel, const Tensor& a, const Tensor& b,
+         const Tensor& out) {
   const Strided<const T> in_a = read<T>(a), in_b = read<T>(b);
   const Strided<T> result = write<T>(out);
   const size_t bytes = static_cast<size_t>(ceil_div(plan.scratch_bytes, 64) * 64);
   // 32 Ki multiply-adds take a few microseconds, about what waking another thread costs.
-  const int64_t work = plan.shape.batch * plan.shape.channels * plan.shape.taps() * plan.shape.out_height * plan.shape.out_width;
+  const int64_t work =
+      plan.shape.batch * plan.shape.channels * plan.shape.taps() * plan.shape.out_height * plan.shape.out_width;
   const int64_t grain = std::max<int64_t>(1, plan.tasks / std::max<int64_t>(1, work / (32 * 1024)));
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, plan.tasks, grain, [&](int64_t begin, int64_t end) {
@@ -138,18 +141,26 @@ void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<
       out_of_memory = true;
     }
   });
-  LGLD_CHECK(!out_of_memory, op, ": not enough memory for ", bytes, " bytes of scratch a thread; kernel_size, stride and dilation set its size");
+  LGLD_CHECK(!out_of_memory, op, ": not enough memory for ", bytes,
+             " bytes of scratch a thread; kernel_size, stride and dilation set its size");
 }
 
-void run(const char* op, const Involution2dShape& s, Involution2dPass pass, const Tensor& a, const Tensor& b, const Tensor& out) {
+void run(const char* op, const Involution2dShape& s, Involution2dPass pass, const Tensor& a, const Tensor& b,
+         const Tensor& out) {
   const Involution2dKernels& k = *active_cpu_variant().involution2d;
   const bool is_double = a.scalar_type() == ScalarType::Double;
   const Involution2dPlan plan = plan_involution2d(s, pass, k, is_double);
   if (is_double) {
-    run<double>(op, plan, pass == Involution2dPass::kForward ? k.forward_f64 : pass == Involution2dPass::kGradX ? k.grad_x_f64 : k.grad_weight_f64,
+    run<double>(op, plan,
+                pass == Involution2dPass::kForward ? k.forward_f64
+                : pass == Involution2dPass::kGradX ? k.grad_x_f64
+                                                   : k.grad_weight_f64,
                 a, b, out);
   } else {
-    run<float>(op, plan, pass == Involution2dPass::kForward ? k.forward_f32 : pass == Involution2dPass::kGradX ? k.grad_x_f32 : k.grad_weight_f32,
+    run<float>(op, plan,
+               pass == Involution2dPass::kForward ? k.forward_f32
+               : pass == Involution2dPass::kGradX ? k.grad_x_f32
+                                                  : k.grad_weight_f32,
                a, b, out);
   }
 }
@@ -168,8 +179,8 @@ Tensor involution2d(const Tensor& x, const Tensor& weight, Ints kernel_size, Int
   return y;
 }
 
-Tensor involution2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t height, int64_t width, Ints kernel_size, Ints stride,
-                           Ints padding, Ints dilation, int64_t groups) {
+Tensor involution2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t height, int64_t width, Ints kernel_size,
+                           Ints stride, Ints padding, Ints dilation, int64_t groups) {
   constexpr const char* op = "involution2d_grad_x";
   check_map(op, "grad_y", grad_y);
   check_map(op, "weight", weight);
@@ -183,8 +194,8 @@ Tensor involution2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t h
   return grad_x;
 }
 
-Tensor involution2d_grad_weight(const Tensor& grad_y, const Tensor& x, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
-                                int64_t groups) {
+Tensor involution2d_grad_weight(const Tensor& grad_y, const Tensor& x, Ints kernel_size, Ints stride, Ints padding,
+                                Ints dilation, int64_t groups) {
   constexpr const char* op = "involution2d_grad_weight";
   check_map(op, "grad_y", grad_y);
   check_map(op, "x", x);

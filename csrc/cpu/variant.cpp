@@ -64,7 +64,8 @@ __attribute__((visibility("default"))) int lgld_cpu_variant(int index, const cha
   return 1;
 }
 
-// Multiply-adds per second that one thread of the named variant reaches in registers over about `seconds`; 0 where it can't run.
+// Multiply-adds per second that one thread of the named variant reaches in registers over about `seconds`; 0 where it can't
+// run.
 __attribute__((visibility("default"))) double lgld_peak_multiply_adds(const char* name, int is_double, double seconds) {
   const lgld::CpuVariant* variant = lgld::find_cpu_variant(name);
   if (variant == nullptr || !variant->supported()) return 0.0;
@@ -74,8 +75,8 @@ __attribute__((visibility("default"))) double lgld_peak_multiply_adds(const char
   const auto start = Clock::now();
   do {
     const auto before = Clock::now();
-    const int64_t done = is_double ? variant->probe->multiply_adds_f64(20000, &sink_f64)
-                                   : variant->probe->multiply_adds_f32(20000, &sink_f32);
+    const int64_t done =
+        is_double ? variant->probe->multiply_adds_f64(20000, &sink_f64) : variant->probe->multiply_adds_f32(20000, &sink_f32);
     const double rate = static_cast<double>(done) / std::chrono::duration<double>(Clock::now() - before).count();
     best = rate > best ? rate : best;
   } while (std::chrono::duration<double>(Clock::now() - start).count() < seconds);

@@ -4,7 +4,7 @@
 
 namespace lgld {
 
-#define LGLD_DECLARE(name)                             \
+#define LGLD_DECLARE(name)                              \
   extern const Involution2dKernels involution2d_##name; \
   extern const ProbeKernels probe_##name;
 

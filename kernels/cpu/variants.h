@@ -7,8 +7,8 @@ namespace lgld {
 
 struct CpuVariant {
   const char* name;
-  const char* needs;     // processor features, in words, for messages
-  bool (*supported)();   // by this processor and operating system
+  const char* needs;    // processor features, in words, for messages
+  bool (*supported)();  // by this processor and operating system
   const Involution2dKernels* involution2d;
   const ProbeKernels* probe;
 };

@@ -187,9 +187,7 @@ def parse_shape(text: str) -> InvolutionCase:
     return InvolutionCase(channels, height, width, kernel_size, groups, stride)
 
 
-def involution_cases(
-    shapes: Iterable[InvolutionCase], batches: Iterable[int], modes: Iterable[Mode]
-) -> list[InvolutionCase]:
+def involution_cases(shapes: Iterable[InvolutionCase], batches: Iterable[int], modes: Iterable[Mode]) -> list[InvolutionCase]:
     """Every shape at every batch size in every mode."""
     batches, modes = tuple(batches), tuple(modes)
     return [replace(shape, batch=batch, mode=mode) for mode in modes for batch in batches for shape in shapes]

@@ -92,9 +92,7 @@ def judge(
         allowed = factor * eager_error + ROUNDING_ULPS * float(np.finfo(got.dtype).eps) * scale
         problem = None
         if not error <= allowed:
-            problem = (
-                f"{name} is off by {error:.3g}, allowed {allowed:.3g} (eager is off by {eager_error:.3g})"
-            )
+            problem = f"{name} is off by {error:.3g}, allowed {allowed:.3g} (eager is off by {eager_error:.3g})"
         verdict = Verdict(name, error, eager_error, allowed, problem)
         if problem is not None:
             return verdict

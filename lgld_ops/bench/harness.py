@@ -207,9 +207,7 @@ class Harness:
     def __enter__(self) -> Harness:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -303,9 +301,7 @@ class Harness:
         nearest = min(deadline for _, _, deadline in running.values())
         names = ", ".join(entry.name for _, entry, _ in running.values())
         self._notify(f"preparing {names}", self._done, self._total)
-        readable = wait(
-            [worker.connection for worker, _, _ in running.values()], max(0.0, nearest - time.monotonic())
-        )
+        readable = wait([worker.connection for worker, _, _ in running.values()], max(0.0, nearest - time.monotonic()))
         for process, (worker, entry, deadline) in list(running.items()):
             try:
                 if worker.connection in readable:

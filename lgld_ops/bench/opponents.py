@@ -90,9 +90,7 @@ def opponent(name: str, subject: str, **options: Any) -> Callable[[Build], Build
 
 def opponents_for(case: Case) -> list[Opponent]:
     """Those registered for the case's subject and mode, in the order of registration."""
-    return [
-        entry for entry in REGISTRY.values() if entry.subject == case.subject and case.mode in entry.modes
-    ]
+    return [entry for entry in REGISTRY.values() if entry.subject == case.subject and case.mode in entry.modes]
 
 
 def module(name: str) -> Requirement:
@@ -219,9 +217,7 @@ def involution_ours(case: InvolutionCase, inputs: Inputs) -> Call:
     from lgld_ops import involution2d
 
     k, s, p, groups = case.kernel_size, case.stride, case.padding, case.groups
-    return involution_call(
-        lambda x, weight, case: involution2d(x, weight, k, stride=s, padding=p, groups=groups), case, inputs
-    )
+    return involution_call(lambda x, weight, case: involution2d(x, weight, k, stride=s, padding=p, groups=groups), case, inputs)
 
 
 @opponent("copy x", "involution", role="floor", modes=(FORWARD,), process="judge and floors")

@@ -54,9 +54,7 @@ class WorkerProcess:
         scratch: folder that it runs in and that holds its standard error.
     """
 
-    def __init__(
-        self, name: str, threads: int, environment: Mapping[str, str], plugins: Sequence[str], scratch: Path
-    ) -> None:
+    def __init__(self, name: str, threads: int, environment: Mapping[str, str], plugins: Sequence[str], scratch: Path) -> None:
         self.name = name
         self._ready = False
         safe = "".join(character if character.isalnum() else "-" for character in name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..info import cpu_model
 from .cases import FORWARD, case_to_dict
 from .harness import Comparison, Entry
 
@@ -22,20 +22,6 @@ JSON_VERSION = 1
 
 
 # Where and when.
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    if "model name" in fields:
-        return fields["model name"]
-    if "CPU part" in fields:  # Arm: numbers that only a table turns into a name
-        return f"{platform.machine()}, implementer {fields.get('CPU implementer')}, part {fields['CPU part']}"
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:
@@ -58,7 +44,7 @@ def commit() -> str | None:
 def surroundings(info: Mapping[str, Any]) -> dict[str, Any]:
     """What the figures depend on; ``info`` is what ``Harness.info`` returned."""
     return {
-        "cpu": cpu_name(),
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "torch": info.get("torch"),
         "lgld_ops": info.get("lgld_ops"),
@@ -165,9 +151,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
         name = Text(entry.name, style="bold green" if role == "ours" else "")
         if comparison.proved and entry.timed:
             ratio = "1" if role == "ours" else times(comparison.speed_up(entry))
-            table.add_row(
-                name, milliseconds(entry.median), milliseconds(entry.minimum), ratio, error_text(entry)
-            )
+            table.add_row(name, milliseconds(entry.median), milliseconds(entry.minimum), ratio, error_text(entry))
         else:
             status = "" if entry.status in ("ok", "waiting") else entry.status
             table.add_row(name, Text(status, style="red"), "", "", error_text(entry))

@@ -125,16 +125,10 @@ def _run(
     help="Shapes of the op, separated by commas: lgld, rednet56, rednet14, rednet56s2, CxHxW:kK[:gG][:sS]; "
     f"or all.  [default: {','.join(DEFAULT_SHAPES)}]",
 )
-@click.option(
-    "--rounds", type=click.IntRange(min=1), help="Interleaved rounds.  [default: 20; with --quick 5]"
-)
+@click.option("--rounds", type=click.IntRange(min=1), help="Interleaved rounds.  [default: 20; with --quick 5]")
 @click.option("--quick", is_flag=True, help="Few rounds, no torch.compile: no measurement of record.")
-@click.option(
-    "--compile/--no-compile", "compiled", default=None, help="With the torch.compile opponents or without."
-)
-@click.option(
-    "--opponent", "patterns", multiple=True, help="Only opponents whose name contains this; may be repeated."
-)
+@click.option("--compile/--no-compile", "compiled", default=None, help="With the torch.compile opponents or without.")
+@click.option("--opponent", "patterns", multiple=True, help="Only opponents whose name contains this; may be repeated.")
 @click.option(
     "--json",
     "json_file",
@@ -170,9 +164,7 @@ def bench(
     counts = threads or (torch.get_num_threads(),)
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {json_file.absolute().parent} must exist", param_hint="'--json'")
-    where, comparisons = _run(
-        cases, counts, settings, patterns, (not quick) if compiled is None else compiled
-    )
+    where, comparisons = _run(cases, counts, settings, patterns, (not quick) if compiled is None else compiled)
     if json_file is not None:
         json_file.write_text(json.dumps(to_json(where, comparisons), indent=1) + "\n")
         click.echo(f"wrote {json_file}", err=True)

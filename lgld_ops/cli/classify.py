@@ -26,9 +26,7 @@ from torch import Tensor, nn
 from lgld_ops import reference
 from lgld_ops.checkpoint import CheckpointError, CheckpointInfo, load_network
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 EXIT_SOME_FAILED = 1
 EXIT_UNUSABLE = 2
@@ -78,9 +76,7 @@ def find_images(paths: Iterable[Path]) -> Iterator[Result]:
         for error in unreadable:
             yield Result(Path(error.filename or path), error=error.strerror or str(error))
         if not found and not unreadable:
-            yield Result(
-                path, error=f"no image in this folder (looked for {' '.join(sorted(IMAGE_SUFFIXES))})"
-            )
+            yield Result(path, error=f"no image in this folder (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
 
 
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -95,9 +91,7 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np
     """
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"pixels must have 8 bits a channel, got Pillow mode {image.mode}; convert it first"
-            )
+            raise ValueError(f"pixels must have 8 bits a channel, got Pillow mode {image.mode}; convert it first")
         upright = ImageOps.exif_transpose(image)
         height, width = size
         return np.asarray(upright.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
@@ -130,9 +124,7 @@ def classify_batch(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return logits, logits.double().softmax(dim=1)
 
 
-def _classify_all(
-    model: nn.Module, found: Iterable[Result], size: tuple[int, int], batch_size: int
-) -> Iterator[list[Result]]:
+def _classify_all(model: nn.Module, found: Iterable[Result], size: tuple[int, int], batch_size: int) -> Iterator[list[Result]]:
     """Results in the order of ``found``, batch by batch."""
     batch: list[Result] = []
     pixels: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
@@ -199,17 +191,13 @@ def _settle(
     if size is None:
         absent.append("the size of its images: pass --size, like --size 224")
     if classes is None:
-        absent.append(
-            f"its {info.num_classes} class names: pass --classes, like --classes Benign,Early,Pre,Pro"
-        )
+        absent.append(f"its {info.num_classes} class names: pass --classes, like --classes Benign,Early,Pre,Pro")
     if absent:
         raise _Unusable(f"{info.path}: the file does not say {'; nor '.join(absent)}")
     assert size is not None
     assert classes is not None
     if len(classes) != info.num_classes:
-        raise _Unusable(
-            f"--classes must name {info.num_classes} classes, got {len(classes)}: {','.join(classes)}"
-        )
+        raise _Unusable(f"--classes must name {info.num_classes} classes, got {len(classes)}: {','.join(classes)}")
     if len(set(classes)) != len(classes):
         raise _Unusable(f"class names must differ from one another, got {','.join(classes)}")
     return size, classes
@@ -278,9 +266,7 @@ def _json(
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument(
-    "paths", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("paths", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--weights",
     required=True,
@@ -300,9 +286,7 @@ def _json(
     metavar="A,B,...",
     help="Class names in the order of the logits. Default: as the weights file says.",
 )
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time."
-)
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
 @click.option(
     "--fast/--reference",
     default=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,18 +14,25 @@ from .schemas import LIBRARY, NAMESPACE
 Pair = Sequence[int]
 IntOrPair = int | Pair
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 _ops = torch.ops.lgld_ops
+
+
+def _fake(name: str) -> Callable[[_F], _F]:
+    """`torch.library.register_fake` with a type."""
+    return cast("Callable[[_F], _F]", torch.library.register_fake(name))
 
 
 # --- shapes: the same rules, in the same words, as csrc/cpu/involution2d.cpp -------------------------------------------
 
 
-def _check(op: str, condition: Any, message: Callable[[], str]) -> None:
-    torch._check(condition, lambda: f"{op}: {message()}")
+def _check(op: str, condition: Any, message: str) -> None:
+    torch._check(condition, lambda: f"{op}: {message}")
 
 
 def _check_map(op: str, name: str, t: Tensor) -> None:
-    _check(op, t.dim() == 4, lambda: f"{name} must have 4 dimensions, but has shape {list(t.shape)}")
+    _check(op, t.dim() == 4, f"{name} must have 4 dimensions, but has shape {list(t.shape)}")
 
 
 def _check_geometry(
@@ -44,17 +51,22 @@ def _check_geometry(
         ("padding", padding, 0),
         ("dilation", dilation, 1),
     ):
-        _check(op, len(pair) == 2, lambda name=name, pair=pair: f"{name} must be two integers, but has {len(pair)}")
+        _check(op, len(pair) == 2, f"{name} must be two integers, but has {len(pair)}")
         _check(
             op,
             pair[0] >= least and pair[1] >= least,
-            lambda name=name, pair=pair, least=least: f"{name} must be at least {least} each, but is {tuple(pair)}",
+            f"{name} must be at least {least} each, but is {tuple(pair)}",
         )
-    _check(op, groups >= 1, lambda: f"groups must be at least 1, but is {groups}")
+    _check(op, groups >= 1, f"groups must be at least 1, but is {groups}")
+    _check(
+        op,
+        size[1] >= 1 and size[2] >= 1 and size[3] >= 1,
+        f"x must have at least one channel, row and column, but its size is {list(size)}",
+    )
     _check(
         op,
         size[1] % groups == 0,
-        lambda: f"groups must divide the number of channels, but groups is {groups} and x has {size[1]} channels",
+        f"groups must divide the number of channels, but groups is {groups} and x has {size[1]} channels",
     )
     out = []
     for axis in range(2):
@@ -63,7 +75,7 @@ def _check_geometry(
         _check(
             op,
             padded >= reach,
-            lambda: f"kernel_size {tuple(kernel_size)} with dilation {tuple(dilation)} is larger than the padded x",
+            f"kernel_size {tuple(kernel_size)} with dilation {tuple(dilation)} is larger than the padded x",
         )
         out.append((padded - reach) // stride[axis] + 1)
     return out
@@ -74,15 +86,15 @@ def _check_size(op: str, name: str, t: Tensor, size: Sequence[Any], meaning: str
         _check(
             op,
             t.shape[axis] == size[axis],
-            lambda: f"{name} must have shape {meaning} = {list(size)}, but has {list(t.shape)}",
+            f"{name} must have shape {meaning} = {list(size)}, but has {list(t.shape)}",
         )
 
 
 def _check_alike(op: str, a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
     _check_map(op, a_name, a)
     _check_map(op, b_name, b)
-    _check(op, a.dtype == b.dtype, lambda: f"{b_name} must have the dtype of {a_name}, {a.dtype}, but is {b.dtype}")
-    _check(op, a.device == b.device, lambda: f"{b_name} must be on {a.device}, like {a_name}, but is on {b.device}")
+    _check(op, a.dtype == b.dtype, f"{b_name} must have the dtype of {a_name}, {a.dtype}, but is {b.dtype}")
+    _check(op, a.device == b.device, f"{b_name} must be on {a.device}, like {a_name}, but is on {b.device}")
 
 
 def _weight_size(size: Sequence[Any], kernel_size: Pair, groups: int, out: Sequence[Any]) -> list[Any]:
@@ -93,9 +105,15 @@ _WEIGHT = "[batch, groups * Kh * Kw, Ho, Wo]"
 _OUTPUT = "[batch, channels, Ho, Wo]"
 
 
-@torch.library.register_fake(f"{NAMESPACE}::involution2d")
+@_fake(f"{NAMESPACE}::involution2d")
 def _involution2d_fake(
-    x: Tensor, weight: Tensor, kernel_size: Pair, stride: Pair = (1, 1), padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1
+    x: Tensor,
+    weight: Tensor,
+    kernel_size: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
 ) -> Tensor:
     op = "involution2d"
     _check_alike(op, "x", x, "weight", weight)
@@ -104,7 +122,7 @@ def _involution2d_fake(
     return x.new_empty(x.shape[0], x.shape[1], *out)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::involution2d_grad_x")
+@_fake(f"{NAMESPACE}::involution2d_grad_x")
 def _involution2d_grad_x_fake(
     grad_y: Tensor,
     weight: Tensor,
@@ -125,9 +143,15 @@ def _involution2d_grad_x_fake(
     return grad_y.new_empty(size)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::involution2d_grad_weight")
+@_fake(f"{NAMESPACE}::involution2d_grad_weight")
 def _involution2d_grad_weight_fake(
-    grad_y: Tensor, x: Tensor, kernel_size: Pair, stride: Pair = (1, 1), padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1
+    grad_y: Tensor,
+    x: Tensor,
+    kernel_size: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
 ) -> Tensor:
     op = "involution2d_grad_weight"
     _check_alike(op, "grad_y", grad_y, "x", x)

@@ -24,12 +24,11 @@ def warn_once(device_type: str) -> None:
     if device_type not in _warned:
         _warned.add(device_type)
         reason = _native.load_error if device_type == "cpu" else f"this version has no kernels for '{device_type}'"
-        warnings.warn(f"lgld_ops runs its plain torch formulation on '{device_type}', which is slower: {reason}", RuntimeWarning, 3)
+        message = f"lgld_ops runs its plain torch formulation on '{device_type}', which is slower: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def _taps(
-    size: tuple[int, int], kernel_size: Pair, stride: Pair, dilation: Pair
-) -> Iterator[tuple[int, tuple[slice, slice]]]:
+def _taps(size: tuple[int, int], kernel_size: Pair, stride: Pair, dilation: Pair) -> Iterator[tuple[int, tuple[slice, slice]]]:
     """Each tap's number and the rows and columns of the padded map that it reads, for `size` outputs."""
     for u in range(kernel_size[0]):
         for v in range(kernel_size[1]):
@@ -88,7 +87,5 @@ def involution2d_grad_weight(
     size = (grad_y.shape[2], grad_y.shape[3])
     grad = grad_y.unflatten(1, (groups, channels // groups))
     grouped = _padded(x, padding).unflatten(1, (groups, channels // groups))
-    maps = [
-        (grad * grouped[..., rows, columns]).sum(2) for _, (rows, columns) in _taps(size, kernel_size, stride, dilation)
-    ]
+    maps = [(grad * grouped[..., rows, columns]).sum(2) for _, (rows, columns) in _taps(size, kernel_size, stride, dilation)]
     return torch.stack(maps, 2).flatten(1, 2)

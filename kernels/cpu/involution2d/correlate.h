@@ -68,8 +68,8 @@ LGLD_INLINE void dense_tile(const DenseMap<T>& map, const T* (&weight)[kRowBlock
     constexpr int first = r.value >= K ? r.value - K + 1 : 0;
     constexpr int last = r.value < kRowBlock ? r.value + 1 : kRowBlock;
     const bool outside = kEdge && (index < map.first_row || index >= map.last_row);
-    dense_tap_row<T, K, first, last, kEdge>(map, outside ? kZeroRow<T> : at, outside ? 0 : map.plane_pitch, weight, tap_stride, lanes,
-                                            acc);
+    dense_tap_row<T, K, first, last, kEdge>(map, outside ? kZeroRow<T> : at, outside ? 0 : map.plane_pitch, weight, tap_stride,
+                                            lanes, acc);
     at += map.row_pitch;
     ++index;
     launder(at);
@@ -140,8 +140,8 @@ LGLD_INLINE void sparse_tile(const T* map, int64_t plane_pitch, const T* weight,
 
 // One vector of outputs of `channels` <= kSparseChannelBlock planes into lanes[c][0, kLanes).
 template <class T, bool kPartial>
-__attribute__((noinline)) void sparse_vector(const T* map, int64_t plane_pitch, const T* weight, const TapRun* runs, int64_t count,
-                                             int lanes, T (*out)[Vec<T>::kLanes]) {
+__attribute__((noinline)) void sparse_vector(const T* map, int64_t plane_pitch, const T* weight, const TapRun* runs,
+                                             int64_t count, int lanes, T (*out)[Vec<T>::kLanes]) {
   Vec<T> acc[kSparseChannelBlock];
   unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c] = Vec<T>::zero(); });
   sparse_tile<T, kPartial>(map, plane_pitch, weight, runs, count, lanes, acc);
@@ -178,8 +178,7 @@ __attribute__((noinline)) void dense_corner(const DenseMap<T>& map, const T* con
   const T* w[kRowBlock];
   unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w[m] = weights[m]; });
   V acc[kRowBlock][kChannelBlock];
-  unroll<kRowBlock * kChannelBlock>(
-      [&](auto k) LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
+  unroll<kRowBlock * kChannelBlock>([&](auto k) LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
   dense_tile<T, K, kEdge>(map, w, tap_stride, out.lanes, acc);
   // Every accumulator is used on both sides of the branch. Were each store guarded by itself, the compiler would sink the
   // multiply-adds into the guards, behind all of the loads, and spill those.
@@ -221,9 +220,12 @@ template <class T>
 LGLD_INLINE DenseMap<T> tile_at(const MapView<T>& map, int64_t i, int64_t j, int rows) {
   constexpr int kWidth = 2 * Vec<T>::kLanes;
   const auto within = [](int64_t value, int limit) LGLD_INLINE_LAMBDA { return static_cast<int>(clamp(value, 0, limit)); };
-  return {map.data + i * map.row_pitch + j,     map.row_pitch,
-          map.plane_pitch,                      within(map.first_row - i, rows),
-          within(map.last_row - i, rows),       within(map.first_column - j, kWidth),
+  return {map.data + i * map.row_pitch + j,
+          map.row_pitch,
+          map.plane_pitch,
+          within(map.first_row - i, rows),
+          within(map.last_row - i, rows),
+          within(map.first_column - j, kWidth),
           within(map.last_column - j, kWidth)};
 }
 

@@ -44,11 +44,11 @@ struct Involution2dPlan {
   Involution2dShape shape;
   int64_t row_tile, col_tile, row_tiles, col_tiles;
   int64_t tasks;
-  int64_t planes;             // planes of the map strip that are packed at a time
-  StripLayout map;            // of x (forward, grad_weight) or grad_y (grad_x)
-  StripLayout weight;         // of weight (grad_x only)
-  int64_t scratch_bytes;      // per thread; the caller aligns it to 64 bytes
-  bool dense;                 // stride 1, dilation 1, K in {3, 5, 7}: the unrolled kernels
+  int64_t planes;         // planes of the map strip that are packed at a time
+  StripLayout map;        // of x (forward, grad_weight) or grad_y (grad_x)
+  StripLayout weight;     // of weight (grad_x only)
+  int64_t scratch_bytes;  // per thread; the caller aligns it to 64 bytes
+  bool dense;             // stride 1, dilation 1, K in {3, 5, 7}: the unrolled kernels
 };
 
 // One instruction set's compiled kernels. Each runs tasks [begin, end) of a plan made for this table.
@@ -61,7 +61,7 @@ struct Involution2dKernels {
   template <class Out>
   using Run = void (*)(const Involution2dPlan&, Strided<const Out> a, Strided<const Out> b, Strided<Out> out, int64_t begin,
                        int64_t end, void* scratch);
-  Run<float> forward_f32, grad_x_f32, grad_weight_f32;     // (x, weight, y), (grad_y, weight, grad_x), (grad_y, x, grad_weight)
+  Run<float> forward_f32, grad_x_f32, grad_weight_f32;  // (x, weight, y), (grad_y, weight, grad_x), (grad_y, x, grad_weight)
   Run<double> forward_f64, grad_x_f64, grad_weight_f64;
 };
 

@@ -81,7 +81,12 @@ MapView<T> packed_view(const StripLayout& layout, const T* strip) {
 template <class T>
 MapView<T> direct_view(const Strided<const T>& map, int64_t image, int64_t channel, int64_t row, int64_t column, int64_t height,
                        int64_t width) {
-  return {plane_of(map, image, channel) + row * map.row + column, map.row, map.channel, -row, height - row, -column,
+  return {plane_of(map, image, channel) + row * map.row + column,
+          map.row,
+          map.channel,
+          -row,
+          height - row,
+          -column,
           width - column};
 }
 
@@ -146,8 +151,8 @@ void forward(const Involution2dPlan& p, Strided<const T> x, Strided<const T> wei
   }
 }
 
-// grad_x[c, p] = sum_t weight[t, o] * grad_y[c, o] over the outputs o that read pixel p with tap t: o = (p + pad - t * dilation) / stride
-// where that is whole. Rows and columns outside grad_y are zeros of both strips.
+// grad_x[c, p] = sum_t weight[t, o] * grad_y[c, o] over the outputs o that read pixel p with tap t: o = (p + pad - t *
+// dilation) / stride where that is whole. Rows and columns outside grad_y are zeros of both strips.
 template <class T>
 void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T> weight, Strided<T> result, int64_t begin,
             int64_t end, void* memory) {
@@ -217,10 +222,11 @@ void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T>
 }
 
 template <class T>
-void dense_grad_weight(int64_t k, const MapView<T>& map, int64_t i, int64_t j, const T* grad, int64_t grad_plane, int64_t channels,
-                       bool first, T* out, int64_t tap_stride, int lanes) {
+void dense_grad_weight(int64_t k, const MapView<T>& map, int64_t i, int64_t j, const T* grad, int64_t grad_plane,
+                       int64_t channels, bool first, T* out, int64_t tap_stride, int lanes) {
   const DenseMap<T> tile = tile_at(map, i, j, static_cast<int>(k));
-  const bool inside = tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == 2 * Vec<T>::kLanes;
+  const bool inside =
+      tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == 2 * Vec<T>::kLanes;
   const bool whole = inside && lanes == Vec<T>::kLanes;
   const auto run = k == 3   ? (whole ? dense_tap_rows<T, 3, false> : dense_tap_rows<T, 3, true>)
                    : k == 5 ? (whole ? dense_tap_rows<T, 5, false> : dense_tap_rows<T, 5, true>)
@@ -275,8 +281,8 @@ void grad_weight(const Involution2dPlan& p, Strided<const T> grad_y, Strided<con
 
 extern const Involution2dKernels LGLD_CONCAT(involution2d_, LGLD_VARIANT);
 const Involution2dKernels LGLD_CONCAT(involution2d_, LGLD_VARIANT) = {
-    Vec<float>::kLanes, Vec<double>::kLanes, kRowBlock,      kChannelBlock,  kSparseChannelBlock,  kWeightChannels,
-    forward<float>,     grad_x<float>,       grad_weight<float>, forward<double>, grad_x<double>, grad_weight<double>,
+    Vec<float>::kLanes, Vec<double>::kLanes, kRowBlock,          kChannelBlock,   kSparseChannelBlock, kWeightChannels,
+    forward<float>,     grad_x<float>,       grad_weight<float>, forward<double>, grad_x<double>,      grad_weight<double>,
 };
 
 }  // namespace lgld

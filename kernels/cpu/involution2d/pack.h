@@ -5,9 +5,7 @@
 namespace lgld {
 namespace {
 
-LGLD_INLINE int64_t clamp(int64_t value, int64_t low, int64_t high) {
-  return value < low ? low : value > high ? high : value;
-}
+LGLD_INLINE int64_t clamp(int64_t value, int64_t low, int64_t high) { return value < low ? low : value > high ? high : value; }
 
 template <class T>
 struct Plane {
@@ -31,8 +29,8 @@ LGLD_INLINE void copy_strided(T* dst, const T* src, int64_t step, int64_t n) {
   }
 }
 
-// One strip row: `left` zeros, src[0, n), zeros up to `pitch`. Stores are aligned but for the first element's vector: half of an
-// unaligned row's stores would cross a cache line, and stores are what packing is bound by.
+// One strip row: `left` zeros, src[0, n), zeros up to `pitch`. Stores are aligned but for the first element's vector: half of
+// an unaligned row's stores would cross a cache line, and stores are what packing is bound by.
 template <class T>
 LGLD_INLINE void pack_row(T* dst, int64_t pitch, int64_t left, const T* src, int64_t n) {
   using V = Vec<T>;

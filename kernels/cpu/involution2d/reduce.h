@@ -32,8 +32,7 @@ LGLD_INLINE void dense_taps(const DenseMap<T>& map, int first_tap_row, const T* 
   for (int64_t c = 0; c < channels; ++c, grad += grad_plane) {
     const V g = kEdge ? V::load_partial(grad, lanes) : V::load(grad);
     unroll<kRows>([&](auto u) LGLD_INLINE_LAMBDA {
-      const Window<T> x =
-          kEdge ? Window<T>::load_within(row[u], map.first_column, map.last_column) : Window<T>::load(row[u]);
+      const Window<T> x = kEdge ? Window<T>::load_within(row[u], map.first_column, map.last_column) : Window<T>::load(row[u]);
       row[u] += step[u];
       unroll<K>([&](auto v) LGLD_INLINE_LAMBDA { acc[u * K + v] = V::fma(x.template at<v.value>(), g, acc[u * K + v]); });
     });
@@ -47,8 +46,8 @@ LGLD_INLINE void dense_taps(const DenseMap<T>& map, int first_tap_row, const T* 
 
 // All K * K taps of one vector of outputs.
 template <class T, int K, bool kEdge>
-__attribute__((noinline)) void dense_tap_rows(const DenseMap<T>& map, const T* grad, int64_t grad_plane, int64_t channels, bool first,
-                                              T* out, int64_t tap_stride, int lanes) {
+__attribute__((noinline)) void dense_tap_rows(const DenseMap<T>& map, const T* grad, int64_t grad_plane, int64_t channels,
+                                              bool first, T* out, int64_t tap_stride, int lanes) {
   constexpr int kRows = kTapRows<K>, kRest = K % kRows;
   for (int u = 0; u + kRows <= K; u += kRows)
     dense_taps<T, K, kRows, kEdge>(map, u, grad, grad_plane, channels, first, out, tap_stride, lanes);

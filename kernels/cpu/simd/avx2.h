@@ -12,9 +12,7 @@ constexpr int kVectorRegisters = 16;
 // A window of 8 words that begins 8 - n words into this table has its first n lanes set.
 alignas(64) const int kLaneMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 
-LGLD_INLINE __m256i first_words(int n) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMask + 8 - n));
-}
+LGLD_INLINE __m256i first_words(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMask + 8 - n)); }
 
 template <class T>
 struct Vec;
@@ -45,7 +43,8 @@ struct Vec<double> {
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 };
 
-// kLanes elements from each of p, p + 1, ...: overlapping loads, which cost less than shuffles across 128-bit halves: one in two crosses a cache line.
+// kLanes elements from each of p, p + 1, ...: overlapping loads, which cost less than shuffles across 128-bit halves: one in
+// two crosses a cache line.
 constexpr bool kMaskedWindows = false;
 
 template <class T>

@@ -64,7 +64,8 @@ struct Vec<double> {
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
 };
 
-// kLanes elements from each of p, p + 1, ...: overlapping loads, which cost less than shuffles: one in four crosses a cache line.
+// kLanes elements from each of p, p + 1, ...: overlapping loads, which cost less than shuffles: one in four crosses a cache
+// line.
 constexpr bool kMaskedWindows = false;
 
 template <class T>

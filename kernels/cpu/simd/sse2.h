@@ -64,7 +64,8 @@ struct Vec<double> {
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm_add_pd(_mm_mul_pd(a.v, b.v), c.v)}; }
 };
 
-// kLanes elements from each of p, p + 1, ...: overlapping loads, which cost less than shuffles: one in four crosses a cache line.
+// kLanes elements from each of p, p + 1, ...: overlapping loads, which cost less than shuffles: one in four crosses a cache
+// line.
 constexpr bool kMaskedWindows = false;
 
 template <class T>
