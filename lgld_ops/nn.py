@@ -113,8 +113,8 @@ class Involution2d(nn.Module):
             reach = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
             if any(r % 2 for r in reach):
                 raise ValueError(
-                    "padding must be given where dilation * (kernel_size - 1) is odd, since none keeps the size: kernel_size is "
-                    f"{kernel_size!r}, dilation is {dilation!r}"
+                    "padding must be given where dilation * (kernel_size - 1) is odd, since none keeps the size: "
+                    f"kernel_size is {kernel_size!r}, dilation is {dilation!r}"
                 )
             self.padding = (reach[0] // 2, reach[1] // 2)
         else:

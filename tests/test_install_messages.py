@@ -43,9 +43,7 @@ def make_torch(folder: Path, version: str, headers: bool = True) -> Path:
     """A folder that looks like an installed torch; returns the site folder that holds it."""
     torch = folder / "torch"
     torch.mkdir(parents=True)
-    (torch / "version.py").write_text(
-        f"from typing import Optional\n__all__ = []\n__version__ = '{version}'\ndebug = False\n"
-    )
+    (torch / "version.py").write_text(f"from typing import Optional\n__all__ = []\n__version__ = '{version}'\ndebug = False\n")
     if headers:
         (torch / "include/torch/csrc/stable").mkdir(parents=True)
     return folder
@@ -84,9 +82,7 @@ def test_compiler_in_cxx_does_not_exist(setup_script: ModuleType, monkeypatch: p
         setup_script.check_compiler()
 
 
-def test_missing_build_tool(
-    setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_build_tool(setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(SystemExit, match="pip install ninja"):
@@ -117,9 +113,7 @@ def test_torch_too_old_or_without_headers(
     assert no_torch._torch_requirement() == []
 
 
-def test_named_torch_folder_is_wrong(
-    no_torch: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_named_torch_folder_is_wrong(no_torch: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LGLD_TORCH_DIR", str(tmp_path))
     with pytest.raises(SystemExit, match="LGLD_TORCH_DIR is"):
         no_torch._torch_requirement()
@@ -131,9 +125,7 @@ def test_named_torch_folder_is_wrong(
 
 def test_old_setuptools() -> None:
     pretend = "import setuptools; setuptools.__version__ = '66.1.1'; import build_backend"
-    result = subprocess.run(
-        [sys.executable, "-c", pretend], cwd=ROOT / "tools", capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", pretend], cwd=ROOT / "tools", capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith("lgld_ops: setuptools 66.1.1 is too old")
     assert "Traceback" not in result.stderr
@@ -151,17 +143,13 @@ import build_backend
 build_backend.sysconfig.get_path = lambda name: "/nonexistent"
 print(build_backend.find_torch()[1])
 """
-    frontend = (
-        f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {backend!r}]).returncode)"
-    )
+    frontend = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {backend!r}]).returncode)"
     env = {name: value for name, value in os.environ.items() if name != "LGLD_TORCH_DIR"}
     by_variable = [sys.executable, "-c", frontend], env | {"VIRTUAL_ENV": str(tmp_path / "target")}, None
     by_option = [sys.executable, "-c", frontend, "--python", str(tmp_path / "target/bin/python")], env, None
     (tmp_path / "target").rename(tmp_path / ".venv")
     by_place = [sys.executable, "-c", frontend], env | {"VIRTUAL_ENV": ""}, tmp_path
-    assert (
-        subprocess.check_output(by_place[0], env=by_place[1], cwd=by_place[2], text=True).strip() == "2.99.0"
-    )
+    assert subprocess.check_output(by_place[0], env=by_place[1], cwd=by_place[2], text=True).strip() == "2.99.0"
     (tmp_path / ".venv").rename(tmp_path / "target")
     for command, variables, folder in (by_variable, by_option):
         assert subprocess.check_output(command, env=variables, cwd=folder, text=True).strip() == "2.99.0"
@@ -175,9 +163,7 @@ print(build_backend.find_torch()[1])
         ("check", "has no CUDA kernels yet"),
     ],
 )
-def test_cuda_request_that_cannot_be_met(
-    setup_script: ModuleType, tmp_path: Path, value: str, sentence: str
-) -> None:
+def test_cuda_request_that_cannot_be_met(setup_script: ModuleType, tmp_path: Path, value: str, sentence: str) -> None:
     cmake = shutil.which("cmake") or pytest.skip("needs cmake")
     with pytest.raises(SystemExit) as raised:
         setup_script.configure([cmake, "-S", str(ROOT), "-B", str(tmp_path), f"-DLGLD_CUDA={value}"])
@@ -187,9 +173,7 @@ def test_cuda_request_that_cannot_be_met(
     assert "Call Stack" not in str(raised.value)
 
 
-def test_compiler_that_cannot_compile(
-    setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_compiler_that_cannot_compile(setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cmake = shutil.which("cmake") or pytest.skip("needs cmake")
     broken = tmp_path / "broken-c++"
     broken.write_text("#!/bin/sh\nexit 1\n")

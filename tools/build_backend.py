@@ -33,9 +33,7 @@ if int(setuptools.__version__.split(".")[0]) < MINIMUM_SETUPTOOLS:
 
 def torch_version(folder: Path) -> str:
     """Version of the torch package in `folder`, read as text: importing torch is slow and may not work."""
-    found = re.search(
-        r"^__version__\b[^=]*=\s*['\"]([^'\"]+)", (folder / "version.py").read_text(), re.MULTILINE
-    )
+    found = re.search(r"^__version__\b[^=]*=\s*['\"]([^'\"]+)", (folder / "version.py").read_text(), re.MULTILINE)
     if not found:
         raise RuntimeError(f"{folder / 'version.py'} has no __version__; is {folder} a torch installation?")
     return found[1]
@@ -62,9 +60,7 @@ def _frontend_prefixes() -> Iterator[Path]:
     try:
         process = Path("/proc") / str(os.getppid())
         words = [os.fsdecode(word) for word in (process / "cmdline").read_bytes().split(b"\0")]
-        entries = (
-            os.fsdecode(entry).partition("=") for entry in (process / "environ").read_bytes().split(b"\0")
-        )
+        entries = (os.fsdecode(entry).partition("=") for entry in (process / "environ").read_bytes().split(b"\0"))
         environment = {name: value for name, _, value in entries}
         started_in = (process / "cwd").readlink()
     except OSError:  # another user's process, or no /proc
@@ -115,9 +111,7 @@ def find_torch(refused: list[str] | None = None) -> tuple[Path, str] | None:
         folder = Path(named)
         reason = unusable(folder) if (folder / "version.py").is_file() else "That folder has no version.py."
         if reason:
-            raise RuntimeError(
-                f"LGLD_TORCH_DIR is {named!r}; it must be the folder of a torch 2.10 or newer. {reason}"
-            )
+            raise RuntimeError(f"LGLD_TORCH_DIR is {named!r}; it must be the folder of a torch 2.10 or newer. {reason}")
         return folder, torch_version(folder)
     for folder in dict.fromkeys(site_folder / "torch" for site_folder in _site_folders()):
         if not (folder / "version.py").is_file():

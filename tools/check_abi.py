@@ -118,13 +118,9 @@ def exported(torch: Path, nm: str) -> set[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lgld_ops" / "aarch64"
-    parser.add_argument(
-        "--emulated", type=Path, default=cache, help="where the emulated Python is or shall be (%(default)s)"
-    )
+    parser.add_argument("--emulated", type=Path, default=cache, help="where the emulated Python is or shall be (%(default)s)")
     folder = parser.parse_args().emulated.resolve()
     if platform.machine() != "x86_64":
         raise SystemExit("check_abi: the emulated half of this check is made for x86-64 machines")
@@ -137,9 +133,7 @@ def main() -> None:
     targets = (
         (Target("x86_64", "native", "nm", [sys.executable], {}), new),
         (
-            Target(
-                "aarch64", "aarch64", "aarch64-linux-gnu-nm", emulator, emulated_aarch64.environment(folder)
-            ),
+            Target("aarch64", "aarch64", "aarch64-linux-gnu-nm", emulator, emulated_aarch64.environment(folder)),
             old,
         ),
     )

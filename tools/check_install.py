@@ -68,17 +68,13 @@ def build_requirements() -> list[str]:
     lists = re.findall(r"^(?:requires|dependencies) = \[(.*)\]$", text, re.MULTILINE)
     if len(lists) != 2:
         raise SystemExit("pyproject.toml: expected `requires` and `dependencies`, each on one line")
-    return [
-        name for entry in lists for name in re.findall(r'"([^"]+)"', entry) if not name.startswith("torch")
-    ]
+    return [name for entry in lists for name in re.findall(r'"([^"]+)"', entry) if not name.startswith("torch")]
 
 
 def cut_network() -> list[str]:
     """Words that run a command without network; none where the system does not let us."""
     words = ["unshare", "--map-root-user", "--net"]
-    possible = (
-        shutil.which("unshare") and subprocess.run([*words, "true"], capture_output=True).returncode == 0
-    )
+    possible = shutil.which("unshare") and subprocess.run([*words, "true"], capture_output=True).returncode == 0
     return words if possible else []
 
 
@@ -88,9 +84,7 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def run_case(
-    case: str, work: Path, environment: Environment, constraint: Path | None
-) -> tuple[float, float, str]:
+def run_case(case: str, work: Path, environment: Environment, constraint: Path | None) -> tuple[float, float, str]:
     """Install in one way; seconds on the clock, of processor time, what then ran. SystemExit on failure."""
     source = work / case
     copy_sources(source)
@@ -118,9 +112,7 @@ def run_case(
         env["PIP_NO_INDEX"] = "1"
         command = [*cut_network(), *command, "--no-build-isolation"]
     start, processor = time.monotonic(), processor_seconds()
-    result = subprocess.run(
-        command, cwd=source, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    result = subprocess.run(command, cwd=source, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     seconds, processor = time.monotonic() - start, processor_seconds() - processor
     if result.returncode:
         raise SystemExit(f"{result.stdout}\n{case}: the installation failed, see above")
@@ -130,9 +122,7 @@ def run_case(
     fetched = FETCHED.findall(result.stdout)
     if case != "empty" and (not inside or fetched):
         where = torch_used[1] if torch_used else "nothing"
-        raise SystemExit(
-            f"{result.stdout}\n{case}: built against {where}, fetched {fetched}: the environment had a torch"
-        )
+        raise SystemExit(f"{result.stdout}\n{case}: built against {where}, fetched {fetched}: the environment had a torch")
     ran = subprocess.run([environment.python, "-c", RUNS], cwd=work, env=env, capture_output=True, text=True)
     if ran.returncode:
         raise SystemExit(f"{ran.stdout}{ran.stderr}\n{case}: it was installed but does not run, see above")
@@ -141,9 +131,7 @@ def run_case(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--torch", default="torch>=2.10", help="the torch to install, as a requirement")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds that an installation may take")
@@ -159,9 +147,7 @@ def main() -> None:
         with_torch = Environment(work / "with-torch", arguments.torch) if set(cases) - {"empty"} else None
         late = []
         for case in sorted(cases, key=CASES.index):  # `offline` adds packages that the others must do without
-            environment = (
-                with_torch if with_torch and case != "empty" else Environment(work / "empty-venv", None)
-            )
+            environment = with_torch if with_torch and case != "empty" else Environment(work / "empty-venv", None)
             seconds, processor, ran = run_case(case, work, environment, constraint)
             print(f"{case:10} {seconds:6.1f} s, {processor:6.1f} s of processor time   {ran}", flush=True)
             if seconds > arguments.limit:

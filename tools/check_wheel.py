@@ -37,9 +37,7 @@ IN_SDIST = (
 
 def output(*command: str | Path) -> str:
     """What a command prints; SystemExit with all of it where it fails."""
-    result = subprocess.run(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    result = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode:
         raise SystemExit(f"{result.stdout}\n{' '.join(map(str, command))} failed, see above")
     return result.stdout
@@ -60,14 +58,9 @@ def check_library(library: Path) -> list[str]:
         wrong.append(f"{library.name} links libpython")
     if ".symtab" in output("readelf", "--section-headers", "--wide", library):
         wrong.append(f"{library.name} is not stripped")
-    aligned = [
-        int(word, 16)
-        for word in re.findall(r"^\s+LOAD\s.*(0x[0-9a-f]+)$", output("readelf", "-lW", library), re.M)
-    ]
+    aligned = [int(word, 16) for word in re.findall(r"^\s+LOAD\s.*(0x[0-9a-f]+)$", output("readelf", "-lW", library), re.M)]
     if "AArch64" in output("readelf", "--file-header", library) and min(aligned) < 0x10000:
-        wrong.append(
-            f"{library.name} is aligned to {min(aligned)} bytes; kernels with 64 KiB pages cannot load it"
-        )
+        wrong.append(f"{library.name} is aligned to {min(aligned)} bytes; kernels with 64 KiB pages cannot load it")
     return wrong
 
 
@@ -77,15 +70,11 @@ def check_wheel(wheel: Path, unpacked: Path) -> list[str]:
         archive.extractall(unpacked)
         names = archive.namelist()
     wrong = []
-    if not re.fullmatch(
-        r"lgld_ops-[\d.]+\w*-py3-none-(linux|manylinux\w*)_(x86_64|aarch64)\.whl", wheel.name
-    ):
+    if not re.fullmatch(r"lgld_ops-[\d.]+\w*-py3-none-(linux|manylinux\w*)_(x86_64|aarch64)\.whl", wheel.name):
         wrong.append(f"the wheel is called {wheel.name}; it must be tagged py3-none-<platform>")
     if extensions := [name for name in names if re.search(r"\.(cpython|abi3)[^/]*\.so$", name)]:
         wrong.append(f"the wheel holds {extensions}, which belong to one Python")
-    if foreign := sorted(
-        {name.split("/")[0] for name in names if not re.match(r"lgld_ops(-[^/]*\.dist-info)?/", name)}
-    ):
+    if foreign := sorted({name.split("/")[0] for name in names if not re.match(r"lgld_ops(-[^/]*\.dist-info)?/", name)}):
         wrong.append(f"the wheel installs {foreign} beside lgld_ops")
     modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("lgld_ops/**/*.py")}
     if missing := sorted({*modules, "lgld_ops/py.typed", "lgld_ops/lib/liblgld_ops_cpu.so"} - set(names)):
@@ -96,9 +85,7 @@ def check_wheel(wheel: Path, unpacked: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, help="where to leave the sdist and the wheel")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lgld-wheel-") as folder:
@@ -109,18 +96,14 @@ def main() -> None:
         with tarfile.open(sdist) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
         wrong = [f"the sdist lacks {name}" for name in IN_SDIST if name not in names]
-        wrong += [
-            f"the sdist holds {name}" for name in names if re.search(r"\.(so|pyc|o)$|(^|/)build/", name)
-        ]
+        wrong += [f"the sdist holds {name}" for name in names if re.search(r"\.(so|pyc|o)$|(^|/)build/", name)]
         output(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", work, sdist)
         (wheel,) = work.glob("*.whl")
         wrong += check_wheel(wheel, work / "unpacked")
         if wrong:
             raise SystemExit("\n".join(wrong))
         # -S -E would hide torch; a path in front of the others hides an installed lgld_ops.
-        ran = output(
-            sys.executable, "-c", f"import sys; sys.path.insert(0, {str(work / 'unpacked')!r})\n{RUNS}"
-        ).strip()
+        ran = output(sys.executable, "-c", f"import sys; sys.path.insert(0, {str(work / 'unpacked')!r})\n{RUNS}").strip()
         print(f"{sdist.name}: {sdist.stat().st_size / 1024:.0f} KiB, {len(names)} entries")
         print(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB, built from the sdist; ran with {ran}")
         if arguments.keep:

@@ -90,9 +90,7 @@ def make_venv(folder: Path) -> None:
         11,
     ):  # bytecode made by the same version here halves the time that an import takes
         folders = [str(packages), str(root / "usr/lib/python3.11")]
-        subprocess.run(
-            [sys.executable, "-m", "compileall", "-q", "-j", "0", *folders], stdout=subprocess.DEVNULL
-        )
+        subprocess.run([sys.executable, "-m", "compileall", "-q", "-j", "0", *folders], stdout=subprocess.DEVNULL)
 
 
 def make(folder: Path) -> None:
@@ -112,9 +110,7 @@ def make(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     folder = parser.parse_args().folder.resolve()
     make(folder)
