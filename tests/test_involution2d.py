@@ -273,9 +273,11 @@ import torch, lgld_ops
 k = 1 << 23
 x = torch.ones(1, 1, 1, 1)
 w = torch.ones(1, 1, 1, 1).expand(1, k * k, 1, 1)
-for call in (lambda: torch.ops.lgld_ops.involution2d(x, w, k - 1, padding=k // 2 - 1),
-             lambda: torch.ops.lgld_ops.involution2d(x, w, k, padding=k // 2),
-             lambda: torch.ops.lgld_ops.involution2d_grad_x(torch.ones(1, 1, 2, 2), w.expand(1, k * k, 2, 2), 1, 1, k, padding=k // 2)):
+ops = torch.ops.lgld_ops
+g, gw = torch.ones(1, 1, 2, 2), w.expand(1, k * k, 2, 2)
+for call in (lambda: ops.involution2d(x, gw, k, padding=k // 2),
+             lambda: ops.involution2d_grad_x(g, gw, 1, 1, k, padding=k // 2),
+             lambda: ops.involution2d_grad_weight(g, x, k, padding=k // 2)):
     try:
         call()
         raise SystemExit("no error")
@@ -283,4 +285,5 @@ for call in (lambda: torch.ops.lgld_ops.involution2d(x, w, k - 1, padding=k // 2
         print(error)
 """
     lines = run_python(code).stdout.splitlines()
+    assert len(lines) == 3
     assert all("kernel_size" in line or "weight" in line for line in lines), lines

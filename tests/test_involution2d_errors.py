@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lgld_ops
 
+MAPS = ("x", "weight", "grad_y")
+
 # involution2d's valid arguments, which each case below spoils; the gradients' follow from them.
 GOOD: dict[str, Any] = {
     "x": (2, 4, 6, 7),
@@ -81,11 +83,11 @@ BAD = {
     "stride_huge": Bad({"stride": 2**62}, ("stride", str(2**62), "less than")),
     "no_channels": Bad({"x": (2, 0, 6, 7)}, ("x", "0", "at least one channel"), FORWARD + GRAD_WEIGHT),
     "no_rows": Bad({"x": (2, 4, 0, 7)}, ("x", "0", "at least one channel, row and column"), FORWARD + GRAD_WEIGHT),
-    "other_dtype": Bad({}, ("dtype", "float64", "float32"), dtypes={"x": torch.float64, "grad_y": torch.float64}, ops=FORWARD + GRAD_X),
-    "half": Bad({}, ("must be float32 or float64", "float16"), dtypes=dict.fromkeys(("x", "weight", "grad_y"), torch.float16)),
-    "bfloat16": Bad({}, ("must be float32 or float64", "bfloat16"), dtypes=dict.fromkeys(("x", "weight", "grad_y"), torch.bfloat16)),
-    "integer": Bad({}, ("must be float32 or float64", "int"), dtypes=dict.fromkeys(("x", "weight", "grad_y"), torch.int64)),
-    "complex": Bad({}, ("must be float32 or float64", "complex"), dtypes=dict.fromkeys(("x", "weight", "grad_y"), torch.complex64)),
+    "other_dtype": Bad({}, ("dtype", "float64", "float32"), FORWARD + GRAD_X, {"x": torch.float64, "grad_y": torch.float64}),
+    "half": Bad({}, ("must be float32 or float64", "float16"), dtypes=dict.fromkeys(MAPS, torch.float16)),
+    "bfloat16": Bad({}, ("must be float32 or float64", "bfloat16"), dtypes=dict.fromkeys(MAPS, torch.bfloat16)),
+    "integer": Bad({}, ("must be float32 or float64", "int"), dtypes=dict.fromkeys(MAPS, torch.int64)),
+    "complex": Bad({}, ("must be float32 or float64", "complex"), dtypes=dict.fromkeys(MAPS, torch.complex64)),
 }
 CASES = [(name, op) for name, bad in BAD.items() for op in bad.ops]
 # On the meta device no kernel is asked, so what only kernels cannot do is allowed there.
@@ -96,8 +98,7 @@ def arguments_of(op: str, bad: Bad) -> list[Any]:
     values = GOOD | bad.change
     names = OPS[op] + GEOMETRY
     return [
-        torch.zeros(values[name], dtype=bad.dtypes.get(name, torch.float32)) if name in ("x", "weight", "grad_y") else values[name]
-        for name in names
+        torch.zeros(values[name], dtype=bad.dtypes.get(name, torch.float32)) if name in MAPS else values[name] for name in names
     ]
 
 
@@ -125,9 +126,7 @@ def test_fake_tensors(name: str, op: str) -> None:
     assert all(part in message for part in BAD[name].parts), message
 
 
-@pytest.mark.parametrize(
-    ("name", "op"), [case for case in CASES if case[0] not in KERNEL_ONLY], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("name", "op"), [case for case in CASES if case[0] not in KERNEL_ONLY], ids=lambda value: str(value))
 def test_meta_tensors(name: str, op: str) -> None:
     arguments = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments_of(op, BAD[name])]
     message = message_of(lambda: getattr(torch.ops.lgld_ops, op)(*arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import mmap
 import platform
@@ -103,7 +104,7 @@ def run_pass(variant: str, pass_name: str, problem: Problem, t: Tensors, *, piec
     out = Guarded(shape, t.x.dtype, end)
     scratch = Guarded((plan["scratch_bytes"],), np.uint8, end, 64)
     bounds = np.linspace(0, plan["tasks"], pieces + 1).astype(int)
-    for begin, stop in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
+    for begin, stop in reversed(list(itertools.pairwise(bounds))):
         arguments = (variant, pass_name, first, second, out.array, scratch.array, shape_of(problem), begin, stop)
         _testing.involution2d(*arguments)
     return out.array
