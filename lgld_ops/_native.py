@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,12 @@ def active_variant() -> str | None:
     """Name of the instruction set that the CPU ops run, None without a compiled library.
 
     Raises:
-        RuntimeError: `LGLD_CPU_VARIANT` names one that is unknown, not built, or that this machine lacks.
+        RuntimeError: `LGLD_CPU_VARIANT` names one that is unknown, not built, or that this machine lacks, or there is no
+            compiled library to force one in.
     """
     if _library is None:
+        if forced := os.environ.get("LGLD_CPU_VARIANT"):
+            raise RuntimeError(f"LGLD_CPU_VARIANT is {forced!r}, but there is no compiled library: {load_error}")
         return None
     error = ctypes.create_string_buffer(512)
     _library.lgld_active_cpu_variant.restype = ctypes.c_char_p

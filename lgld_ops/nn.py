@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .ops.involution import IntOrPair, involution2d
 
 
 def _pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in pair):
         raise TypeError(f"{name} must be an int or a pair of ints, but is {value!r}")
     if min(pair) < least:
@@ -55,9 +57,19 @@ class _ActivatedPointwise(torch.autograd.Function):
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `module` does what its class says and nothing else: no subclass, no hook, no parametrization."""
+    """Whether calling `module` does what its class says and nothing else: no subclass, no hook, no forward of its own."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is kind and not any(hooks)
+    return type(module) is kind and not any(hooks) and "forward" not in vars(module)
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    """Whether `module` is a 1x1 convolution with bias, one group, stride 1, no padding, and nothing attached to it."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and _is_plain(module, nn.Conv2d)
+        and (module.kernel_size, module.stride, module.padding, module.groups) == ((1, 1), (1, 1), (0, 0), 1)
+        and module.bias is not None
+    )
 
 
 class Involution2d(nn.Module):
@@ -127,19 +139,25 @@ class Involution2d(nn.Module):
             nn.Conv2d(hidden, groups * self.kernel_size[0] * self.kernel_size[1], 1),
         )
 
+    def _generator_is_as_built(self) -> bool:
+        """Whether the generator's modules can be evaluated together: nobody exchanged one or listens to one."""
+        if _has_any_global_hook() or not _is_plain(self.shared_mlp, nn.Sequential) or len(self.shared_mlp) != 3:
+            return False
+        mix, activation, span = self.shared_mlp
+        return _is_plain(activation, nn.SiLU) and all(_is_pointwise(conv) for conv in (self.reduce, mix, span))
+
     def kernel(self, x: Tensor) -> Tensor:
         """The generated kernels [B, groups*Kh*Kw, ceil(H/stride), ceil(W/stride)] for x [B, C, H, W]."""
         if self.stride != (1, 1):
             x = F.avg_pool2d(x, self.stride, self.stride, ceil_mode=True, count_include_pad=False)
-        squeeze, (mix, activation, span) = self.reduce, cast("tuple[nn.Conv2d, nn.SiLU, nn.Conv2d]", tuple(self.shared_mlp))
-        plain = all(_is_plain(conv, nn.Conv2d) for conv in (squeeze, mix, span)) and _is_plain(activation, nn.SiLU)
-        if not plain or not _is_plain(self.shared_mlp, nn.Sequential):
+        if not self._generator_is_as_built():
             return self.shared_mlp(self.reduce(x))  # type: ignore[no-any-return]
+        squeeze, (mix, activation, span) = self.reduce, cast("tuple[nn.Conv2d, nn.SiLU, nn.Conv2d]", tuple(self.shared_mlp))
         # Nothing stands between the first two convolutions: W1 (W0 x + b0) + b1 = (W1 W0) x + (W1 b0 + b1).
         w1 = mix.weight.flatten(1)
         weight = (w1 @ squeeze.weight.flatten(1))[..., None, None]
         hidden = F.conv2d(x, weight, torch.mv(w1, cast("Tensor", squeeze.bias)) + cast("Tensor", mix.bias))
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not torch.is_grad_enabled():
             return F.conv2d(activation(hidden), span.weight, span.bias)
         return _ActivatedPointwise.apply(hidden, span.weight, span.bias)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -23,10 +23,16 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-std::string shape_of(const Tensor& t) {
+std::string shape_text(const Ints& size) {
   std::string text = "[";
-  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
+  for (size_t d = 0; d < size.size(); ++d) text += (d ? ", " : "") + std::to_string(size[d]);
   return text + "]";
+}
+
+std::string shape_of(const Tensor& t) {
+  Ints size;
+  for (int64_t d = 0; d < t.dim(); ++d) size.push_back(t.size(d));
+  return shape_text(size);
 }
 
 const char* dtype_of(const Tensor& t) {
@@ -46,13 +52,16 @@ void check_map(const char* op, const char* name, const Tensor& t) {
              " must be float32 or float64, but is ", dtype_of(t));
 }
 
+constexpr int64_t kLargest = int64_t{1} << 24;
+
 void check_pair(const char* op, const char* name, const Ints& value, int64_t least) {
   LGLD_CHECK(value.size() == 2, op, ": ", name, " must be two integers, but has ", value.size());
   LGLD_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be at least ", least, " each, but is (", value[0],
              ", ", value[1], ")");
-  // Products of two such numbers and a size stay far inside 64 bits.
-  LGLD_CHECK(value[0] < (int64_t{1} << 24) && value[1] < (int64_t{1} << 24), op, ": ", name,
-             " must be less than 2^24 each, but is (", value[0], ", ", value[1], ")");
+  // With the span of the window limited alike, a plane of a plan's strips has less than 2^60 elements; what it
+  // multiplies that with, it bounds itself.
+  LGLD_CHECK(value[0] < kLargest && value[1] < kLargest, op, ": ", name, " must be less than 2^24 each, but is (", value[0],
+             ", ", value[1], ")");
 }
 
 Involution2dShape make_shape(const char* op, const char* sized_by, int64_t batch, int64_t channels, int64_t height,
@@ -68,6 +77,9 @@ Involution2dShape make_shape(const char* op, const char* sized_by, int64_t batch
              width, "]");
   LGLD_CHECK(channels % groups == 0, op, ": groups must divide the number of channels, but groups is ", groups, " and ",
              sized_by, " has ", channels, " channels");
+  for (size_t axis = 0; axis < 2; ++axis)
+    LGLD_CHECK((kernel[axis] - 1) * dilation[axis] < kLargest, op, ": kernel_size (", kernel[0], ", ", kernel[1],
+               ") with dilation (", dilation[0], ", ", dilation[1], ") must span less than 2^24 pixels each way");
   Involution2dShape s{};
   s.batch = batch, s.channels = channels, s.groups = groups, s.height = height, s.width = width;
   s.kernel_h = kernel[0], s.kernel_w = kernel[1], s.stride_h = stride[0], s.stride_w = stride[1];
@@ -106,13 +118,15 @@ void advise_huge_pages(const Tensor& t, int64_t bytes) {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 }
 
-Tensor allocate(const Tensor& like, const Ints& size) {
+Tensor allocate(const char* op, const Tensor& like, const Ints& size) {
   const Ints stride{size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
   const bool is_double = like.scalar_type() == ScalarType::Double;
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, size.data(), stride.data(),
-                                                  is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  const AOTITorchError status = aoti_torch_empty_strided(4, size.data(), stride.data(),
+                                                         is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+                                                         aoti_torch_device_type_cpu(), 0, &handle);
+  LGLD_CHECK(status == AOTI_TORCH_SUCCESS, op, ": a result of shape ", shape_text(size),
+             " could not be allocated; it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
   const Tensor t(handle);
   advise_huge_pages(t, size[0] * stride[0] * (is_double ? 8 : 4));
   return t;
@@ -129,7 +143,15 @@ Strided<T> write(const Tensor& t) {
 }
 
 // A tensor that a kernel reads in place needs neighbouring columns in neighbouring elements.
-Tensor with_unit_columns(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1 ? t : torch::stable::contiguous(t); }
+Tensor with_unit_columns(const char* op, const char* name, const Tensor& t) {
+  if (t.stride(3) == 1 || t.size(3) == 1) return t;
+  try {
+    return torch::stable::contiguous(t);
+  } catch (const std::runtime_error& e) {
+    fail(op, ": not enough memory for a copy of ", name, ", of shape ", shape_of(t),
+         ", whose columns are not adjacent in memory");
+  }
+}
 
 struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
@@ -164,17 +186,9 @@ void run(const char* op, const Involution2dShape& s, Involution2dPass pass, cons
   const bool is_double = a.scalar_type() == ScalarType::Double;
   const Involution2dPlan plan = plan_involution2d(s, pass, k, is_double);
   if (is_double) {
-    run<double>(op, plan,
-                pass == Involution2dPass::kForward ? k.forward_f64
-                : pass == Involution2dPass::kGradX ? k.grad_x_f64
-                                                   : k.grad_weight_f64,
-                a, b, out);
+    run<double>(op, plan, select<double>(k, pass), a, b, out);
   } else {
-    run<float>(op, plan,
-               pass == Involution2dPass::kForward ? k.forward_f32
-               : pass == Involution2dPass::kGradX ? k.grad_x_f32
-                                                  : k.grad_weight_f32,
-               a, b, out);
+    run<float>(op, plan, select<float>(k, pass), a, b, out);
   }
 }
 
@@ -187,8 +201,8 @@ Tensor involution2d(const Tensor& x, const Tensor& weight, Ints kernel_size, Int
   const Involution2dShape s =
       make_shape(op, "x", x.size(0), x.size(1), x.size(2), x.size(3), kernel_size, stride, padding, dilation, groups);
   check_size(op, "weight", weight, weight_size(s), kWeightMeaning);
-  const Tensor y = allocate(x, output_size(s));
-  run(op, s, Involution2dPass::kForward, x, with_unit_columns(weight), y);
+  const Tensor y = allocate(op, x, output_size(s));
+  run(op, s, Involution2dPass::kForward, x, with_unit_columns(op, "weight", weight), y);
   return y;
 }
 
@@ -202,7 +216,7 @@ Tensor involution2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t h
       make_shape(op, "x", grad_y.size(0), grad_y.size(1), height, width, kernel_size, stride, padding, dilation, groups);
   check_size(op, "grad_y", grad_y, output_size(s), "[batch, channels, Ho, Wo]");
   check_size(op, "weight", weight, weight_size(s), kWeightMeaning);
-  const Tensor grad_x = allocate(grad_y, {s.batch, s.channels, s.height, s.width});
+  const Tensor grad_x = allocate(op, grad_y, {s.batch, s.channels, s.height, s.width});
   run(op, s, Involution2dPass::kGradX, grad_y, weight, grad_x);
   return grad_x;
 }
@@ -216,8 +230,8 @@ Tensor involution2d_grad_weight(const Tensor& grad_y, const Tensor& x, Ints kern
   const Involution2dShape s =
       make_shape(op, "x", x.size(0), x.size(1), x.size(2), x.size(3), kernel_size, stride, padding, dilation, groups);
   check_size(op, "grad_y", grad_y, output_size(s), "[batch, channels, Ho, Wo]");
-  const Tensor grad_weight = allocate(x, weight_size(s));
-  run(op, s, Involution2dPass::kGradWeight, with_unit_columns(grad_y), x, grad_weight);
+  const Tensor grad_weight = allocate(op, x, weight_size(s));
+  run(op, s, Involution2dPass::kGradWeight, with_unit_columns(op, "grad_y", grad_y), x, grad_weight);
   return grad_weight;
 }
 

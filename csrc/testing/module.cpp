@@ -2,8 +2,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "kernels/cpu/variants.h"
 
@@ -61,19 +63,6 @@ Involution2dPass pass_named(const std::string& name) {
   throw std::invalid_argument("pass '" + name + "' must be forward, grad_x or grad_weight");
 }
 
-template <class T>
-Involution2dKernels::Run<T> kernel_of(const Involution2dKernels& k, Involution2dPass pass) {
-  if constexpr (std::is_same_v<T, double>) {
-    return pass == Involution2dPass::kForward ? k.forward_f64
-           : pass == Involution2dPass::kGradX ? k.grad_x_f64
-                                              : k.grad_weight_f64;
-  } else {
-    return pass == Involution2dPass::kForward ? k.forward_f32
-           : pass == Involution2dPass::kGradX ? k.grad_x_f32
-                                              : k.grad_weight_f32;
-  }
-}
-
 Involution2dPlan plan_for(const std::string& variant, const std::string& pass, const py::dict& shape, bool is_double) {
   return plan_involution2d(shape_of(shape), pass_named(pass), *variant_named(variant).involution2d, is_double);
 }
@@ -85,8 +74,8 @@ void involution2d(const std::string& variant, const std::string& pass, const py:
   if (scratch.nbytes() < plan.scratch_bytes) throw std::invalid_argument("scratch is smaller than the plan's scratch_bytes");
   if (reinterpret_cast<uintptr_t>(scratch.data()) % 64 != 0) throw std::invalid_argument("scratch must be aligned to 64 bytes");
   if (begin < 0 || end > plan.tasks) throw std::invalid_argument("tasks must be within the plan's");
-  kernel_of<T>(*variant_named(variant).involution2d, pass_named(pass))(plan, strided<T>(a), strided<T>(b), strided<T>(out),
-                                                                       begin, end, scratch.mutable_data());
+  select<T>(*variant_named(variant).involution2d, pass_named(pass))(plan, strided<T>(a), strided<T>(b), strided<T>(out), begin,
+                                                                    end, scratch.mutable_data());
 }
 
 }  // namespace

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import plain
 from .schemas import LIBRARY, NAMESPACE
@@ -17,6 +18,7 @@ IntOrPair = int | Pair
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _ops = torch.ops.lgld_ops
+_KERNEL_DTYPES = (torch.float32, torch.float64)
 
 
 def _fake(name: str) -> Callable[[_F], _F]:
@@ -29,10 +31,6 @@ def _fake(name: str) -> Callable[[_F], _F]:
 
 def _check(op: str, condition: Any, message: str) -> None:
     torch._check(condition, lambda: f"{op}: {message}")
-
-
-def _check_map(op: str, name: str, t: Tensor) -> None:
-    _check(op, t.dim() == 4, f"{name} must have 4 dimensions, but has shape {list(t.shape)}")
 
 
 def _check_geometry(
@@ -57,6 +55,7 @@ def _check_geometry(
             pair[0] >= least and pair[1] >= least,
             f"{name} must be at least {least} each, but is {tuple(pair)}",
         )
+        _check(op, max(pair) < 2**24, f"{name} must be less than 2^24 each, but is {tuple(pair)}")
     _check(op, groups >= 1, f"groups must be at least 1, but is {groups}")
     _check(
         op,
@@ -75,7 +74,8 @@ def _check_geometry(
         _check(
             op,
             padded >= reach,
-            f"kernel_size {tuple(kernel_size)} with dilation {tuple(dilation)} is larger than the padded x",
+            f"kernel_size {tuple(kernel_size)} with dilation {tuple(dilation)} is larger than the padded x, "
+            f"{tuple(size[2 + a] + 2 * padding[a] for a in range(2))}",
         )
         out.append((padded - reach) // stride[axis] + 1)
     return out
@@ -91,8 +91,11 @@ def _check_size(op: str, name: str, t: Tensor, size: Sequence[Any], meaning: str
 
 
 def _check_alike(op: str, a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
-    _check_map(op, a_name, a)
-    _check_map(op, b_name, b)
+    for name, t in ((a_name, a), (b_name, b)):
+        _check(op, t.dim() == 4, f"{name} must have 4 dimensions, but has shape {list(t.shape)}")
+        # The meta device asks no kernel, and the plain formulation takes what torch does.
+        kernels = t.device.type == "cpu"
+        _check(op, not kernels or t.dtype in _KERNEL_DTYPES, f"{name} must be float32 or float64, but is {t.dtype}")
     _check(op, a.dtype == b.dtype, f"{b_name} must have the dtype of {a_name}, {a.dtype}, but is {b.dtype}")
     _check(op, a.device == b.device, f"{b_name} must be on {a.device}, like {a_name}, but is on {b.device}")
 
@@ -245,13 +248,27 @@ def _fold(batch_size: int, t: Tensor, dim: int | None) -> Tensor:
 def _transformable(name: str, call: Callable[..., Tensor], backward: Callable[..., Any]) -> type[torch.autograd.Function]:
     """An autograd.Function of `call`, which is entered again one transform further down until none is left."""
 
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], inputs[1])
+        ctx.behind = inputs[2:]
+
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        # Each op is linear in its first and in its second operand.
+        first, second = ctx.saved_tensors
+        d_first, d_second = tangents[:2]
+        terms = [] if d_first is None else [call(d_first, second, *ctx.behind)]
+        terms += [] if d_second is None else [call(first, d_second, *ctx.behind)]
+        return sum(terms[1:], terms[0]) if terms else None
+
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
         first, second = (_fold(info.batch_size, t, dim) for t, dim in zip(inputs[:2], in_dims[:2], strict=True))
         return call(first, second, *inputs[2:]).unflatten(0, (info.batch_size, -1)), 0
 
     members = {
         "forward": staticmethod(call),
-        "setup_context": staticmethod(_save),
+        "setup_context": staticmethod(setup_context),
+        "jvp": staticmethod(jvp),
         "backward": staticmethod(backward),
         "vmap": staticmethod(vmap),
     }
@@ -259,7 +276,12 @@ def _transformable(name: str, call: Callable[..., Tensor], backward: Callable[..
 
 
 def _transforming() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    """Whether a torch.func transform or forward-mode differentiation is active."""
+    if torch.compiler.is_compiling():
+        return False
+    # A Function's forward runs with forward-mode differentiation switched off.
+    forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+    return torch._C._are_functorch_transforms_active() or forward_mode
 
 
 def grad_x(grad_y: Tensor, weight: Tensor, height: int, width: int, *args: Any) -> Tensor:
@@ -311,6 +333,12 @@ def involution2d(
             must be.
     """
     if _transforming():
+        # A Function's backward sees the operands it was given, so autocast has to come before it.
+        narrow = _autocast_dtype(x, weight)
+        if narrow is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                y = involution2d(x.float(), weight.float(), kernel_size, stride, padding, dilation, groups)
+                return y.to(narrow)
         return _Involution2d.apply(x, weight, kernel_size, stride, padding, dilation, groups)  # type: ignore[no-any-return]
     return _ops.involution2d.default(x, weight, kernel_size, stride, padding, dilation, groups)  # type: ignore[no-any-return]
 
@@ -326,15 +354,23 @@ _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 _REDUCED = (torch.float16, torch.bfloat16, torch.float32)
 
 
+def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """What autocast turns the result of these operands into, None where it leaves them alone."""
+    device = x.device.type
+    if device not in _AUTOCAST_KEYS or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device) if x.dtype in _REDUCED and weight.dtype in _REDUCED else None
+
+
 def _autocast(device_type: str) -> Callable[..., Tensor]:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST_KEYS[device_type]))
 
     def run(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        narrow = _autocast_dtype(x, weight)
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            if x.dtype not in _REDUCED or weight.dtype not in _REDUCED:
+            if narrow is None:
                 return _ops.involution2d.default(x, weight, *args, **kwargs)  # type: ignore[no-any-return]
-            y = _ops.involution2d.default(x.float(), weight.float(), *args, **kwargs)
-            return y.to(torch.get_autocast_dtype(device_type))  # type: ignore[no-any-return]
+            return _ops.involution2d.default(x.float(), weight.float(), *args, **kwargs).to(narrow)  # type: ignore[no-any-return]
 
     return run
 

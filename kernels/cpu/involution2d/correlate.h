@@ -45,7 +45,7 @@ LGLD_INLINE void dense_tap_row(const DenseMap<T>& map, const T* row, int64_t pla
       constexpr int m = kFirst + k.value;
       w[m] = kEdge ? V::load_partial(weight[m], lanes) : V::load(weight[m]);
       weight[m] += tap_stride;
-      launder(weight[m]);
+      hide_origin(weight[m]);
     });
     unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
       const V shifted = x[c].template at<v.value>();
@@ -72,7 +72,7 @@ LGLD_INLINE void dense_tile(const DenseMap<T>& map, const T* (&weight)[kRowBlock
                                             lanes, acc);
     at += map.row_pitch;
     ++index;
-    launder(at);
+    hide_origin(at);
   };
   if constexpr (kSteady > 1) {
     unroll<kRowBlock - 1>(row);
@@ -87,6 +87,7 @@ LGLD_INLINE void dense_tile(const DenseMap<T>& map, const T* (&weight)[kRowBlock
 struct TapRun {
   int64_t map, weight, weight_step, count;
 };
+static_assert(sizeof(TapRun) == kTapRunBytes, "plan.cpp sizes the list of runs by it");
 constexpr int kRunTaps = 4;
 
 // Appends a tap to a list of `count` runs, to the last of them where it fits, and returns the new count.

@@ -16,8 +16,8 @@ struct Involution2dShape {
   int64_t out_height, out_width;  // of y, weight and their gradients
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 
-  int64_t group_channels() const { return channels / groups; }
-  int64_t taps() const { return kernel_h * kernel_w; }
+  __attribute__((always_inline)) int64_t group_channels() const { return channels / groups; }
+  __attribute__((always_inline)) int64_t taps() const { return kernel_h * kernel_w; }
 };
 
 enum class Involution2dPass { kForward, kGradX, kGradWeight };
@@ -69,8 +69,26 @@ struct Involution2dKernels {
 Involution2dPlan plan_involution2d(const Involution2dShape& shape, Involution2dPass pass, const Involution2dKernels& kernels,
                                    bool is_double);
 
-// floor(a / b) and ceil(a / b) for b > 0 and any sign of a.
-constexpr int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
+// The kernel of a pass and dtype.
+template <class T>
+__attribute__((always_inline)) inline Involution2dKernels::Run<T> select(const Involution2dKernels& k, Involution2dPass pass) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return pass == Involution2dPass::kForward ? k.forward_f64
+           : pass == Involution2dPass::kGradX ? k.grad_x_f64
+                                              : k.grad_weight_f64;
+  } else {
+    return pass == Involution2dPass::kForward ? k.forward_f32
+           : pass == Involution2dPass::kGradX ? k.grad_x_f32
+                                              : k.grad_weight_f32;
+  }
+}
+
+// Bytes of a TapRun (correlate.h), of which a plan's scratch has one a tap.
+constexpr int64_t kTapRunBytes = 32;
+
+// floor(a / b) and ceil(a / b) for b > 0 and any sign of a. `static`: what instruction sets compile separately must not be
+// shared.
+static constexpr int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+static constexpr int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
 
 }  // namespace lgld

@@ -241,6 +241,7 @@ void grad_weight(const Involution2dPlan& p, Strided<const T> grad_y, Strided<con
   const Involution2dShape& s = p.shape;
   const Scratch<T> scratch(p, memory);
   const int64_t group_channels = s.group_channels(), taps = s.taps();
+  // One offset a tap, in the room that the other passes have runs in.
   int64_t* offset = reinterpret_cast<int64_t*>(scratch.runs);
   for (int64_t t = 0; t < taps; ++t) offset[t] = strip_offset(p, t / s.kernel_w, t % s.kernel_w);
 

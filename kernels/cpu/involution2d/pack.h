@@ -36,11 +36,13 @@ LGLD_INLINE void pack_row(T* dst, int64_t pitch, int64_t left, const T* src, int
   using V = Vec<T>;
   constexpr int64_t kLanes = V::kLanes;
   int64_t k = left / kLanes * kLanes;
-  for (int64_t i = 0; i <= k; i += kLanes) V::zero().store(dst + i);
+  // Up to the end of the row where it lies in the padding altogether; then the vector that the first element begins in.
+  for (int64_t i = 0; i < k; i += kLanes) V::zero().store(dst + i);
+  if (k < pitch) V::zero().store(dst + k);
   if (n < kLanes) {
     // `left + n` may still reach into the next vector.
     if (k + kLanes < pitch) V::zero().store(dst + k + kLanes);
-    V::load_partial(src, static_cast<int>(n)).store_partial(dst + left, static_cast<int>(n));
+    if (n > 0) V::load_partial(src, static_cast<int>(n)).store_partial(dst + left, static_cast<int>(n));
     k += 2 * kLanes;
   } else {
     V::load(src).store(dst + left);

@@ -23,6 +23,13 @@ StripLayout make_strip(int64_t rows, int64_t phases, int64_t reach, int64_t outp
   return s;
 }
 
+// a * b, or a number that no memory holds and that three of still fit 64 bits.
+int64_t bounded_product(int64_t a, int64_t b) {
+  constexpr int64_t kBound = int64_t{1} << 60;
+  int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) || product > kBound ? kBound : product;
+}
+
 // Even tiles of at most `limit`, in units of `unit` where more than one is needed.
 int64_t even_tile(int64_t extent, int64_t limit, int64_t unit) {
   const int64_t count = std::max<int64_t>(1, ceil_div(extent, limit));
@@ -78,9 +85,10 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
              : p.dense                             ? k.dense_channels
                                                    : k.sparse_channels;
 
-  const int64_t tap_offsets = 4 * s.taps() * static_cast<int64_t>(sizeof(int64_t));  // a TapRun each
-  p.scratch_bytes = round_up(tap_offsets, kCacheLine) + round_up(p.planes * p.map.plane_pitch * element, kCacheLine) +
-                    (grad_x ? s.taps() * p.weight.plane_pitch * element : 0);
+  const int64_t runs = bounded_product(s.taps(), kTapRunBytes);
+  const int64_t map = bounded_product(p.planes * element, p.map.plane_pitch);
+  const int64_t weight = grad_x ? bounded_product(s.taps() * element, p.weight.plane_pitch) : 0;
+  p.scratch_bytes = round_up(runs, kCacheLine) + round_up(map, kCacheLine) + weight;
   return p;
 }
 

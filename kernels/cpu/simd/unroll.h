@@ -29,7 +29,7 @@ LGLD_INLINE void unroll(F&& f) {
 // Hides where a pointer came from. Without it the compiler sees that an unrolled tile's many addresses are sums of loop
 // invariants, computes them all before the loop, and spills hundreds of them to the stack.
 template <class T>
-LGLD_INLINE void launder(T*& p) {
+LGLD_INLINE void hide_origin(T*& p) {
   asm("" : "+r"(p));
 }
 
