@@ -43,9 +43,7 @@ class Field:
         tint = BACKGROUND + rng.normal(0, 0.007, 3) + rng.normal(0, 0.02)
         self.light = tint * (1 + slope[0] * self.x + slope[1] * self.y)[..., None]
 
-    def outline(
-        self, x: float, y: float, radius: float, *, stretch: float = 1.15, wobble: float = 0.04
-    ) -> Array:
+    def outline(self, x: float, y: float, radius: float, *, stretch: float = 1.15, wobble: float = 0.04) -> Array:
         """Distance from (x, y) over that of the outline in the same direction: below 1 is inside."""
         angle = self.rng.uniform(0, 2 * np.pi)
         ratio = np.sqrt(self.rng.uniform(1, stretch))

@@ -79,9 +79,7 @@ def harness(log: Path) -> Iterator[Harness]:
 
 def printed(comparison: Comparison) -> str:
     out = io.StringIO()
-    Console(file=out, width=200).print(
-        report.comparison_table(comparison), report.summary_tables([comparison])
-    )
+    Console(file=out, width=200).print(report.comparison_table(comparison), report.summary_tables([comparison]))
     return out.getvalue()
 
 
@@ -93,9 +91,7 @@ def test_rounds_are_interleaved_and_the_others_stand_still(harness: Harness, log
     assert comparison.speed_up(comparison.contestants[0]) == pytest.approx(
         np.median(comparison.contestants[0].samples) / np.median(comparison.contestants[1].samples)
     )
-    turns = [
-        (name, list(calls)) for name, calls in groupby(log.read_text().splitlines(), lambda line: line[:-4])
-    ]
+    turns = [(name, list(calls)) for name, calls in groupby(log.read_text().splitlines(), lambda line: line[:-4])]
     in_rounds = turns[-3 * SETTINGS.rounds :]
     assert [name for name, _ in in_rounds] == ["test reference", "test ours", "test third"] * SETTINGS.rounds
     for _, calls in in_rounds:
@@ -119,9 +115,7 @@ def test_workers_are_stopped_between_turns_and_live_on(harness: Harness, log: Pa
         (("reference", "ours", "NaN"), FORWARD, "output"),
     ],
 )
-def test_a_wrong_result_prints_no_ratio(
-    harness: Harness, names: tuple[str, ...], mode: Any, tensor: str
-) -> None:
+def test_a_wrong_result_prints_no_ratio(harness: Harness, names: tuple[str, ...], mode: Any, tensor: str) -> None:
     comparison = harness.run(dataclasses.replace(CASE, mode=mode), chosen(*names))
     assert not comparison.proved
     assert len(comparison.problems) == 1

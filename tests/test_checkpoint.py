@@ -48,9 +48,7 @@ def prefixed(state: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=["plain", "module", "state_dict", "model_state_dict", "model"],
 )
-def test_reads_what_torch_saves(
-    tmp_path: Path, network: LGLDNet, wrap: Callable[[dict[str, Any]], Any], suffix: str
-) -> None:
+def test_reads_what_torch_saves(tmp_path: Path, network: LGLDNet, wrap: Callable[[dict[str, Any]], Any], suffix: str) -> None:
     path = tmp_path / f"weights{suffix}"
     torch.save(wrap(network.state_dict()), path)
     before = torch.random.get_rng_state()
@@ -147,9 +145,7 @@ def test_truncated(tmp_path: Path, network: LGLDNet, suffix: str, keep: int) -> 
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
-@pytest.mark.parametrize(
-    "content", [b"hello world\n" * 50, b"\x89PNG\r\n\x1a\n" * 50, b"\x80\x02xxxx", b"\0" * 999]
-)
+@pytest.mark.parametrize("content", [b"hello world\n" * 50, b"\x89PNG\r\n\x1a\n" * 50, b"\x80\x02xxxx", b"\0" * 999])
 def test_foreign(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
@@ -215,9 +211,7 @@ def damaged(network: LGLDNet, change: Callable[[dict[str, Any]], object]) -> dic
     ],
     ids=["missing", "unexpected", "shape", "dtype", "classes", "foreign value", "empty"],
 )
-def test_wrong_checkpoint(
-    tmp_path: Path, network: LGLDNet, change: Callable[[dict[str, Any]], object], message: str
-) -> None:
+def test_wrong_checkpoint(tmp_path: Path, network: LGLDNet, change: Callable[[dict[str, Any]], object], message: str) -> None:
     path = tmp_path / "weights.pth"
     torch.save(damaged(network, change), path)
     refused(path, message)

@@ -224,9 +224,7 @@ def test_decoder_remarks_name_the_file(monkeypatch: pytest.MonkeyPatch, images: 
     assert result.exit_code == 1
     first, second = result.stderr.splitlines()
     assert first.startswith(f"warning: {images / 'a.JPG'}: Image size (600 pixels) exceeds limit of 400")
-    assert second.startswith(
-        f"error: {images / 'huge.png'}: cannot be read as an image: Image size (900 pixels)"
-    )
+    assert second.startswith(f"error: {images / 'huge.png'}: cannot be read as an image: Image size (900 pixels)")
     assert len(rows(result)) == 1
 
 
@@ -258,9 +256,7 @@ def unusable(message: str, *arguments: object) -> None:
 
 
 def test_weights_without_size_or_classes(images: Path, small: Path) -> None:
-    unusable(
-        "pass --size, like --size 224; nor its 3 class names: pass --classes", images, "--weights", small
-    )
+    unusable("pass --size, like --size 224; nor its 3 class names: pass --classes", images, "--weights", small)
     unusable("class names: pass --classes", images, "--weights", small, "--size", 24)
     unusable("images: pass --size", images, "--weights", small, "--classes", "a,b,c")
 

@@ -21,6 +21,8 @@ from lgld_ops.reference import involution2d_unfold
 involution2d = lgld_ops.involution2d
 
 # LGLD-Net's op, RedNet's (one with stride), and others on small maps.
+pytestmark = pytest.mark.core
+
 SHAPES = {
     "lgldnet": Problem(1, 64, 28, 28),
     "rednet_7": Problem(1, 32, 14, 14, (7, 7), padding=(3, 3), groups=2),
@@ -234,6 +236,7 @@ EXTREMES: dict[str, dict[str, Any]] = {
     "huge_stride": {"stride": 2**23},
     "huge_stride_one_axis": {"stride": (1, 2**23), "padding": (1, 0)},
     "huge_dilation_and_padding": {"dilation": 2000, "padding": 2000, "stride": 2000},
+    "padding_wider_than_a_tile": {"padding": (1, 300)},
     "far_dilation_one_axis": {"dilation": (1, 100_000), "padding": (1, 100_000), "stride": (1, 100_000)},
 }
 

@@ -10,7 +10,8 @@ import torch
 from oracle import Problem, with_gradients
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call, grad, hessian, jacrev, vjp, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
 
 import lgld_ops
 from lgld_ops.reference import involution2d_unfold
@@ -182,10 +183,38 @@ def test_func_through_the_layer() -> None:
     torch.testing.assert_close(per_image(layer), per_image(published))
 
 
-def test_forward_mode_says_what_is_missing() -> None:
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_forward_mode(problem: Problem) -> None:
+    x, weight, _ = problem.operands()
+    tangents = (torch.randn_like(x), torch.randn_like(weight))
+    with forward_ad.dual_level():
+        for operands in ((forward_ad.make_dual(x, tangents[0]), weight), (x, forward_ad.make_dual(weight, tangents[1]))):
+            expected = forward_ad.unpack_dual(involution2d_unfold(*operands, *problem.arguments)).tangent
+            torch.testing.assert_close(forward_ad.unpack_dual(involution2d(*operands, *problem.arguments)).tangent, expected)
+    torch.testing.assert_close(
+        jvp(lambda *o: involution2d(*o, *problem.arguments), (x, weight), tangents),
+        jvp(lambda *o: involution2d_unfold(*o, *problem.arguments), (x, weight), tangents),
+    )
+
+
+def test_forward_over_reverse() -> None:
     x, weight, _ = STRIDED.operands()
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        hessian(scalar(ours))(x, weight)  # forward over reverse: no forward-mode formula, and no wrong number either
+    torch.testing.assert_close(hessian(scalar(ours))(x, weight), hessian(scalar(reference))(x, weight))
+
+
+def test_transforms_under_autocast() -> None:
+    problem = Problem(**{**vars(DENSE), "dtype": torch.float32})
+    x, weight, _ = problem.operands()
+
+    def total(x: Tensor, weight: Tensor) -> Tensor:
+        y = involution2d(x, weight, *problem.arguments)
+        assert y.dtype == torch.bfloat16
+        return y.float().sum()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        grads = grad(total, argnums=(0, 1))(x, weight)
+    expected = grad(lambda x, w: involution2d_unfold(x, w, *problem.arguments).sum(), argnums=(0, 1))(x, weight)
+    torch.testing.assert_close(grads, expected)
 
 
 # --- autocast ---------------------------------------------------------------------------------------------------------

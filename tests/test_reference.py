@@ -60,9 +60,7 @@ def relative_error(ours: Tensor, truth: Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SETS)
-def test_forward_equals_the_published_network(
-    golden: Callable[[str], Golden], name: str, dtype: torch.dtype
-) -> None:
+def test_forward_equals_the_published_network(golden: Callable[[str], Golden], name: str, dtype: torch.dtype) -> None:
     data = golden(f"lgldnet_{name}")
     network = data.network(dtype).eval()
     blocks: dict[str, Tensor] = {}
@@ -93,9 +91,7 @@ def test_photographs_equal_the_published_network(golden: Callable[[str], Golden]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SETS)
-def test_training_step_equals_the_published_network(
-    golden: Callable[[str], Golden], name: str, dtype: torch.dtype
-) -> None:
+def test_training_step_equals_the_published_network(golden: Callable[[str], Golden], name: str, dtype: torch.dtype) -> None:
     data = golden(f"lgldnet_{name}")
     case = "train_3x3x34x30"
     network = data.network(dtype).train()
@@ -124,11 +120,7 @@ def test_training_step_equals_the_published_network(
 @pytest.mark.parametrize("index", ["00", "01"])
 def test_involution_layer_equals_the_published_one(golden: Callable[[str], Golden], index: str) -> None:
     data = golden("involution_modules")
-    state = {
-        key.removeprefix(f"{index}/state/"): data[key]
-        for key in data.arrays
-        if key.startswith(f"{index}/state/")
-    }
+    state = {key.removeprefix(f"{index}/state/"): data[key] for key in data.arrays if key.startswith(f"{index}/state/")}
     channels, hidden = state["reduce.weight"].shape[1], state["reduce.weight"].shape[0]
     layer = InvolutionLayer(channels, int(len(state["shared_mlp.2.bias"]) ** 0.5), channels // hidden)
     layer.load_state_dict(state, strict=True)
@@ -158,9 +150,7 @@ def test_counts(num_classes: int, parameters: int, multiply_adds: int) -> None:
 def test_starts_as_published() -> None:
     torch.manual_seed(0)
     network = LGLDNet(base_channels=512)
-    fourier = torch.cat(
-        [network.global_stem.fourier_weight_real, network.global_stem.fourier_weight_imag]
-    ).detach()
+    fourier = torch.cat([network.global_stem.fourier_weight_real, network.global_stem.fourier_weight_imag]).detach()
     assert abs(float(fourier.mean())) < 0.2
     assert abs(float(fourier.std()) - 1) < 0.15
     dropouts = [module for module in network.modules() if isinstance(module, nn.Dropout)]
@@ -251,9 +241,7 @@ def test_unfold_equals_the_definition(
 ) -> None:
     torch.manual_seed(1)
     x = torch.randn(shape, dtype=torch.float64)
-    out_size = [
-        (shape[2 + k] + 2 * padding[k] - dilation[k] * (kernel[k] - 1) - 1) // stride[k] + 1 for k in range(2)
-    ]
+    out_size = [(shape[2 + k] + 2 * padding[k] - dilation[k] * (kernel[k] - 1) - 1) // stride[k] + 1 for k in range(2)]
     weight = torch.randn(shape[0], groups * kernel[0] * kernel[1], *out_size, dtype=torch.float64)
     truth = involution_by_definition(x, weight, kernel, stride, padding, dilation, groups)
     ours = involution2d_unfold(x, weight, kernel, stride, padding, dilation, groups)

@@ -46,6 +46,7 @@ PROBLEMS = {
     "dilation": Problem(1, 9, 12, 17, (3, 2), (1, 3), (2, 1), (3, 2)),
     "several_tiles": Problem(1, 3, 21, 270),
     "one_pixel": Problem(2, 3, 1, 1),
+    "tiles_of_padding": Problem(1, 8, 3, 5, (2, 2), padding=(0, 200)),
 }
 
 
@@ -238,6 +239,7 @@ GUARDED = {
     "dilation": Problem(1, 3, 9, 19, (3, 4), (1, 2), (1, 2), (2, 3)),
     "no_padding": Problem(1, 3, 5, 18, padding=(0, 0)),
     "pixel": Problem(1, 1, 1, 1),
+    "tiles_of_padding": Problem(1, 3, 2, 5, padding=(1, 200)),
 }
 
 

@@ -80,6 +80,9 @@ std::vector<Involution2dShape> chosen_shapes() {
       square(1, 2, 1, 19, 300, 7, 2, 3, 1),
       square(1, 3, 1, 11, 300, 3, 3, 4, 2),
       square(3, 6, 3, 23, 31, 7, 1, 3, 1),
+      square(1, 1, 1, 1, 5, 3, 1, 200, 1),  // tiles of columns that lie in the padding altogether
+      square(1, 5, 1, 2, 3, 2, 1, 170, 1),
+      square(1, 2, 1, 3, 4, 4, 2, 300, 3),
   };
   for (int64_t kernel : {3, 5, 7})  // every width around the lengths of all vectors
     for (int64_t width = 1; width <= 35; ++width)
@@ -277,19 +280,6 @@ constexpr Pass kPasses[] = {{Involution2dPass::kForward, "forward"},
                             {Involution2dPass::kGradX, "grad_x"},
                             {Involution2dPass::kGradWeight, "grad_weight"}};
 
-template <class T>
-Involution2dKernels::Run<T> kernel_of(const Involution2dKernels& k, Involution2dPass pass) {
-  if constexpr (std::is_same_v<T, float>) {
-    return pass == Involution2dPass::kForward ? k.forward_f32
-           : pass == Involution2dPass::kGradX ? k.grad_x_f32
-                                              : k.grad_weight_f32;
-  } else {
-    return pass == Involution2dPass::kForward ? k.forward_f64
-           : pass == Involution2dPass::kGradX ? k.grad_x_f64
-                                              : k.grad_weight_f64;
-  }
-}
-
 using Pieces = std::vector<std::pair<int64_t, int64_t>>;
 
 // Ways to share out the same tasks: all at once, one by one from the last to the first, pieces of any length in any order.
@@ -318,7 +308,7 @@ void test_pass(const CpuVariant& variant, const Involution2dShape& s, const Pass
     const Operand<T> out(size, kResultViews[way % 3], end);
     const Guarded scratch(static_cast<size_t>(plan.scratch_bytes), 64, end);
     for (const auto& [from, to] : pieces)
-      kernel_of<T>(*variant.involution2d, pass.pass)(plan, a.in(), b.in(), out.out(), from, to, scratch.data());
+      select<T>(*variant.involution2d, pass.pass)(plan, a.in(), b.in(), out.out(), from, to, scratch.data());
     check(out.intact(), name + ": memory beside the result was written");
     check(scratch.intact(), name + ": memory beside the scratch was written");
     const Values<T> values = out.read();
