@@ -92,6 +92,7 @@ def _check_size(op: str, name: str, t: Tensor, size: Sequence[Any], meaning: str
 
 def _check_alike(op: str, a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
     for name, t in ((a_name, a), (b_name, b)):
+        _check(op, t.layout == torch.strided, f"{name} must be a dense tensor, but its layout is {t.layout}")
         _check(op, t.dim() == 4, f"{name} must have 4 dimensions, but has shape {list(t.shape)}")
         # The meta device asks no kernel, and the plain formulation takes what torch does.
         kernels = t.device.type == "cpu"

@@ -80,6 +80,10 @@ std::vector<Involution2dShape> chosen_shapes() {
       square(1, 2, 1, 19, 300, 7, 2, 3, 1),
       square(1, 3, 1, 11, 300, 3, 3, 4, 2),
       square(3, 6, 3, 23, 31, 7, 1, 3, 1),
+      square(1, 3, 1, 3, 5, 3, 1, 150, 1),  // whole tiles of padding alone, on every side
+      square(1, 2, 1, 2, 4, 7, 1, 140, 1),
+      square(1, 2, 1, 5, 3, 3, 2, 290, 1),
+      square(1, 9, 1, 4, 6, 3, 7, 200, 90),
       square(1, 1, 1, 1, 5, 3, 1, 200, 1),  // tiles of columns that lie in the padding altogether
       square(1, 5, 1, 2, 3, 2, 1, 170, 1),
       square(1, 2, 1, 3, 4, 4, 2, 300, 3),
