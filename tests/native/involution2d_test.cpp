@@ -65,6 +65,13 @@ Involution2dShape square(int64_t batch, int64_t channels, int64_t groups, int64_
   return s;
 }
 
+// The same with other padding.
+Involution2dShape padded(Involution2dShape s, int64_t pad_h, int64_t pad_w) {
+  s.pad_h = pad_h, s.pad_w = pad_w;
+  if (!complete(s)) std::abort();
+  return s;
+}
+
 std::vector<Involution2dShape> chosen_shapes() {
   std::vector<Involution2dShape> shapes = {
       square(0, 4, 1, 5, 5, 3, 1, 1, 1),    // empty batch
@@ -80,13 +87,15 @@ std::vector<Involution2dShape> chosen_shapes() {
       square(1, 2, 1, 19, 300, 7, 2, 3, 1),
       square(1, 3, 1, 11, 300, 3, 3, 4, 2),
       square(3, 6, 3, 23, 31, 7, 1, 3, 1),
-      square(1, 3, 1, 3, 5, 3, 1, 150, 1),  // whole tiles of padding alone, on every side
-      square(1, 2, 1, 2, 4, 7, 1, 140, 1),
-      square(1, 2, 1, 5, 3, 3, 2, 290, 1),
-      square(1, 9, 1, 4, 6, 3, 7, 200, 90),
-      square(1, 1, 1, 1, 5, 3, 1, 200, 1),  // tiles of columns that lie in the padding altogether
-      square(1, 5, 1, 2, 3, 2, 1, 170, 1),
-      square(1, 2, 1, 3, 4, 4, 2, 300, 3),
+      // Whole tiles that lie in the padding altogether.
+      padded(square(1, 3, 1, 3, 5, 3, 1, 1, 1), 1, 150),
+      padded(square(1, 3, 1, 3, 5, 3, 1, 1, 1), 60, 0),
+      padded(square(1, 2, 1, 2, 4, 7, 1, 3, 1), 12, 140),
+      padded(square(1, 2, 1, 5, 3, 3, 2, 1, 1), 3, 290),
+      padded(square(1, 9, 1, 4, 6, 3, 7, 90, 90), 95, 200),
+      padded(square(1, 1, 1, 1, 5, 3, 1, 1, 1), 1, 200),
+      padded(square(1, 5, 1, 2, 3, 2, 1, 1, 1), 0, 170),
+      padded(square(1, 2, 1, 3, 4, 4, 2, 6, 3), 7, 300),
   };
   for (int64_t kernel : {3, 5, 7})  // every width around the lengths of all vectors
     for (int64_t width = 1; width <= 35; ++width)
