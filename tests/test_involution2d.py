@@ -235,7 +235,7 @@ def test_zero_signs_and_tiny_numbers() -> None:
 EXTREMES: dict[str, dict[str, Any]] = {
     "huge_stride": {"stride": 2**23},
     "huge_stride_one_axis": {"stride": (1, 2**23), "padding": (1, 0)},
-    "huge_dilation_and_padding": {"dilation": 2000, "padding": 2000, "stride": 2000},
+    "huge_dilation_and_padding": {"dilation": 200, "padding": 200, "stride": 200},
     "padding_wider_than_a_tile": {"padding": (1, 300)},
     "far_dilation_one_axis": {"dilation": (1, 100_000), "padding": (1, 100_000), "stride": (1, 100_000)},
 }

@@ -165,7 +165,7 @@ void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<
   // A window over real pixels needs megabytes. Beyond this it is padding, and the system may grant memory that it lacks.
   constexpr int64_t kMostScratch = int64_t{1} << 30;
   LGLD_CHECK(plan.scratch_bytes <= kMostScratch, op, ": kernel_size, stride and dilation need ", plan.scratch_bytes,
-             " bytes of scratch a thread; they must need at most ", kMostScratch);
+             " bytes of memory for scratch a thread; they must need at most ", kMostScratch);
   const size_t bytes = static_cast<size_t>(ceil_div(plan.scratch_bytes, 64) * 64);
   // 32 Ki multiply-adds take a few microseconds, about what waking another thread costs.
   const int64_t work =
