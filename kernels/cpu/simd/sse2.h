@@ -64,20 +64,7 @@ struct Vec<double> {
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm_add_pd(_mm_mul_pd(a.v, b.v), c.v)}; }
 };
 
-// kLanes elements from each of p, p + 1, ...: overlapping loads, which cost less than shuffles: one in four crosses a cache
-// line.
-constexpr bool kMaskedWindows = false;
-
-template <class T>
-struct Window {
-  const T* p;
-  static LGLD_INLINE Window load(const T* p) { return {p}; }
-  static LGLD_INLINE Window load_within(const T* p, int, int) { return {p}; }
-  template <int kShift>
-  LGLD_INLINE Vec<T> at() const {
-    return Vec<T>::load(p + kShift);
-  }
-};
-
 }  // namespace
 }  // namespace lgld
+
+#include "window.h"
