@@ -250,6 +250,14 @@ def test_extreme_arguments(name: str) -> None:
     assert_like_reference(with_gradients(involution2d, problem, operands), problem, operands)
 
 
+def test_windows_that_need_too_much_scratch_are_refused() -> None:
+    """3 x 3 taps 2000 pixels apart, 12 GB of padding a thread: an error that names the arguments, not the system's killer."""
+    problem = Problem(1, 4, 6, 7, (3, 3), (2000, 2000), (2000, 2000), (2000, 2000))
+    x, weight, _ = problem.operands()
+    with pytest.raises(RuntimeError, match=r"kernel_size, stride and dilation need \d+ bytes .* at most 1073741824"):
+        involution2d(x, weight, *problem.arguments)
+
+
 def test_scratch_that_does_not_fit_is_an_error(run_python: Callable[..., CompletedProcess[str]]) -> None:
     """A window that spans 2^20 x 2^20 pixels: either the right result or an error, within 4 GiB of memory."""
     code = """

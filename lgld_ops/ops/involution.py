@@ -331,7 +331,7 @@ def involution2d(
 
     Raises:
         RuntimeError: an argument's shape, dtype, device or value does not fit; the message names it, what it was and what it
-            must be.
+            must be. On the CPU also where kernel_size, stride and dilation together need over 1 GiB of scratch a thread.
     """
     if _transforming():
         # A Function's backward sees the operands it was given, so autocast has to come before it.
