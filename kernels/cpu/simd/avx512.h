@@ -38,125 +38,122 @@ struct Vec<float> {
   static LGLD_INLINE Vec odd(Vec a, Vec b) {
     const __m512i at = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     return {_mm512_permutex2var_ps(a.v, at, b.v)};
+  }
 
-    friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
-    friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
-    friend LGLD_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
-    friend LGLD_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
-    LGLD_INLINE Vec operator-() const { return {_mm512_xor_ps(v, _mm512_set1_ps(-0.0f))}; }
-    static LGLD_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
-    static LGLD_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
-    using Mask = __mmask16;
-    static LGLD_INLINE Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
-    static LGLD_INLINE Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
-    static LGLD_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+  friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+  LGLD_INLINE Vec operator-() const { return {_mm512_xor_ps(v, _mm512_set1_ps(-0.0f))}; }
+  static LGLD_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+  static LGLD_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+  using Mask = __mmask16;
+  static LGLD_INLINE Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+  static LGLD_INLINE Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+  static LGLD_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
 
-    static LGLD_INLINE Vec load(const Float16* p) {
-      return widened(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    }
-    static LGLD_INLINE Vec load(const BFloat16* p) {
-      return widened(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    }
-    template <class H>
-    static LGLD_INLINE Vec load_partial(const H* p, int n) {
-      return load_masked(p, first(n));
-    }
-    template <class H>
-    static LGLD_INLINE Vec load_masked(const H* p, unsigned mask) {
-      return widened(p, _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p));
-    }
-    template <class H>
-    LGLD_INLINE void store(H * p) const {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(p));
-    }
-    template <class H>
-    LGLD_INLINE void store_partial(H * p, int n) const {
-      _mm256_mask_storeu_epi16(p, first(n), narrowed(p));
-    }
+  static LGLD_INLINE Vec load(const Float16* p) { return widened(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static LGLD_INLINE Vec load(const BFloat16* p) { return widened(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  template <class H>
+  static LGLD_INLINE Vec load_partial(const H* p, int n) {
+    return load_masked(p, first(n));
+  }
+  template <class H>
+  static LGLD_INLINE Vec load_masked(const H* p, unsigned mask) {
+    return widened(p, _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p));
+  }
+  template <class H>
+  LGLD_INLINE void store(H* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(p));
+  }
+  template <class H>
+  LGLD_INLINE void store_partial(H* p, int n) const {
+    _mm256_mask_storeu_epi16(p, first(n), narrowed(p));
+  }
 
-   private:
-    static LGLD_INLINE Vec widened(const Float16*, __m256i h) { return {_mm512_cvtph_ps(h)}; }
-    static LGLD_INLINE Vec widened(const BFloat16*, __m256i h) {
-      return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
-    }
-    LGLD_INLINE __m256i narrowed(Float16*) const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-    LGLD_INLINE __m256i narrowed(BFloat16*) const {
-      const __m512i bits = _mm512_castps_si512(v), upper = _mm512_srli_epi32(bits, 16);
-      const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-      const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
-      const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-      return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
-    }
-  };
+ private:
+  static LGLD_INLINE Vec widened(const Float16*, __m256i h) { return {_mm512_cvtph_ps(h)}; }
+  static LGLD_INLINE Vec widened(const BFloat16*, __m256i h) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+  }
+  LGLD_INLINE __m256i narrowed(Float16*) const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  LGLD_INLINE __m256i narrowed(BFloat16*) const {
+    const __m512i bits = _mm512_castps_si512(v), upper = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
+  }
+};
 
-  template <>
-  struct Vec<double> {
-    static constexpr int kLanes = 8;
-    __m512d v;
-    static LGLD_INLINE __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
-    static LGLD_INLINE Vec zero() { return {_mm512_setzero_pd()}; }
-    static LGLD_INLINE Vec broadcast(double value) { return {_mm512_set1_pd(value)}; }
-    static LGLD_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
-    static LGLD_INLINE Vec load_partial(const double* p, int n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
-    static LGLD_INLINE Vec load_masked(const double* p, unsigned mask) {
-      return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p)};
+template <>
+struct Vec<double> {
+  static constexpr int kLanes = 8;
+  __m512d v;
+  static LGLD_INLINE __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
+  static LGLD_INLINE Vec zero() { return {_mm512_setzero_pd()}; }
+  static LGLD_INLINE Vec broadcast(double value) { return {_mm512_set1_pd(value)}; }
+  static LGLD_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static LGLD_INLINE Vec load_partial(const double* p, int n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
+  static LGLD_INLINE Vec load_masked(const double* p, unsigned mask) {
+    return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p)};
+  }
+  LGLD_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
+  LGLD_INLINE void store_partial(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+  static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  static LGLD_INLINE Vec even(Vec a, Vec b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0), b.v)};
+  }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(15, 13, 11, 9, 7, 5, 3, 1), b.v)};
+  }
+
+  friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_pd(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_pd(a.v, b.v)}; }
+  LGLD_INLINE Vec operator-() const { return {_mm512_xor_pd(v, _mm512_set1_pd(-0.0))}; }
+  static LGLD_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_pd(a.v, b.v)}; }
+  static LGLD_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_pd(a.v, b.v)}; }
+  using Mask = __mmask8;
+  static LGLD_INLINE Mask less(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ); }
+  static LGLD_INLINE Mask equal(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ); }
+  static LGLD_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_pd(m, b.v, a.v)}; }
+
+  static LGLD_INLINE Vec load(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
+  static LGLD_INLINE Vec load_partial(const float* p, int n) { return {_mm512_cvtps_pd(_mm256_maskz_loadu_ps(first(n), p))}; }
+};
+
+LGLD_INLINE Vec<float> scale(Vec<float> a, Vec<float> n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+LGLD_INLINE Vec<double> scale(Vec<double> a, Vec<double> n) { return {_mm512_scalef_pd(a.v, n.v)}; }
+
+LGLD_INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
+LGLD_INLINE __m512i bits(__m512d v) { return _mm512_castpd_si512(v); }
+
+// kLanes elements from each of p, p + 1, ...: two loads and a shuffle per shift. Every unaligned 64-byte load would cross a
+// cache line, and such a load costs two.
+constexpr bool kMaskedWindows = true;
+
+template <class T>
+struct Window {
+  Vec<T> low, high;
+  static LGLD_INLINE Window load(const T* p) { return {Vec<T>::load(p), Vec<T>::load(p + Vec<T>::kLanes)}; }
+  static LGLD_INLINE Window load_within(const T* p, int first, int last) {
+    const unsigned inside = static_cast<unsigned>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
+    return {Vec<T>::load_masked(p, inside), Vec<T>::load_masked(p + Vec<T>::kLanes, inside >> Vec<T>::kLanes)};
+  }
+  template <int kShift>
+  LGLD_INLINE Vec<T> at() const {
+    static_assert(kShift <= Vec<T>::kLanes);
+    if constexpr (kShift == 0) {
+      return low;
+    } else if constexpr (sizeof(T) == sizeof(float)) {
+      return {_mm512_castsi512_ps(_mm512_alignr_epi32(bits(high.v), bits(low.v), kShift))};
+    } else {
+      return {_mm512_castsi512_pd(_mm512_alignr_epi64(bits(high.v), bits(low.v), kShift))};
     }
-    LGLD_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
-    LGLD_INLINE void store_partial(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
-    static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
-    static LGLD_INLINE Vec even(Vec a, Vec b) {
-      return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0), b.v)};
-    }
-    static LGLD_INLINE Vec odd(Vec a, Vec b) {
-      return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(15, 13, 11, 9, 7, 5, 3, 1), b.v)};
-    }
-
-    friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
-    friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_pd(a.v, b.v)}; }
-    friend LGLD_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
-    friend LGLD_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_pd(a.v, b.v)}; }
-    LGLD_INLINE Vec operator-() const { return {_mm512_xor_pd(v, _mm512_set1_pd(-0.0))}; }
-    static LGLD_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_pd(a.v, b.v)}; }
-    static LGLD_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_pd(a.v, b.v)}; }
-    using Mask = __mmask8;
-    static LGLD_INLINE Mask less(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ); }
-    static LGLD_INLINE Mask equal(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ); }
-    static LGLD_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_pd(m, b.v, a.v)}; }
-
-    static LGLD_INLINE Vec load(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
-    static LGLD_INLINE Vec load_partial(const float* p, int n) { return {_mm512_cvtps_pd(_mm256_maskz_loadu_ps(first(n), p))}; }
-  };
-
-  LGLD_INLINE Vec<float> scale(Vec<float> a, Vec<float> n) { return {_mm512_scalef_ps(a.v, n.v)}; }
-  LGLD_INLINE Vec<double> scale(Vec<double> a, Vec<double> n) { return {_mm512_scalef_pd(a.v, n.v)}; }
-
-  LGLD_INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
-  LGLD_INLINE __m512i bits(__m512d v) { return _mm512_castpd_si512(v); }
-
-  // kLanes elements from each of p, p + 1, ...: two loads and a shuffle per shift. Every unaligned 64-byte load would cross a
-  // cache line, and such a load costs two.
-  constexpr bool kMaskedWindows = true;
-
-  template <class T>
-  struct Window {
-    Vec<T> low, high;
-    static LGLD_INLINE Window load(const T* p) { return {Vec<T>::load(p), Vec<T>::load(p + Vec<T>::kLanes)}; }
-    static LGLD_INLINE Window load_within(const T* p, int first, int last) {
-      const unsigned inside = static_cast<unsigned>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
-      return {Vec<T>::load_masked(p, inside), Vec<T>::load_masked(p + Vec<T>::kLanes, inside >> Vec<T>::kLanes)};
-    }
-    template <int kShift>
-    LGLD_INLINE Vec<T> at() const {
-      static_assert(kShift <= Vec<T>::kLanes);
-      if constexpr (kShift == 0) {
-        return low;
-      } else if constexpr (sizeof(T) == sizeof(float)) {
-        return {_mm512_castsi512_ps(_mm512_alignr_epi32(bits(high.v), bits(low.v), kShift))};
-      } else {
-        return {_mm512_castsi512_pd(_mm512_alignr_epi64(bits(high.v), bits(low.v), kShift))};
-      }
-    }
-  };
+  }
+};
 
 }  // namespace
 }  // namespace lgld
