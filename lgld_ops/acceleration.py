@@ -108,8 +108,9 @@ def _involution(by: type[InvolutionBase], generator: tuple[nn.Module, ...], **ge
     if convolutions[-1].out_channels != groups * kernel_size[0] * kernel_size[1]:
         return None
     window = Window(convolutions[0].in_channels, kernel_size, stride, padding, dilation, groups)
-    # Larger than the window, not square; first a size that the stride divides, which all sources need, then one more pixel.
-    size = [s * -(-(d * k + 3 + 2 * i) // s) for i, (k, d, s) in enumerate(zip(kernel_size, dilation, stride, strict=True))]
+    # More than 2 x stride windows, so that no map of kernels pooled twice is down to one row; not square. First a size that
+    # the stride divides, which all sources need, then one more pixel.
+    size = [s * (-(-d * k // s) + 2 * s + 2 * i) for i, (k, d, s) in enumerate(zip(kernel_size, dilation, stride, strict=True))]
     shapes = [(2, window.channels, size[0] + i, size[1] + i) for i in ((0, 1) if max(stride) > 1 else (0,))]
     return _Plan(by, {"_window": window}, tuple(shapes))
 

@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 
-def weighted(kernel: Tensor, windows: Tensor, groups: int, channels: int) -> Tensor:
-    """Sum over the taps of windows [B, C*T, L] times kernel [B, groups*T, h, w]; a map of one row or column broadcasts."""
+def weighted(kernel: Tensor, windows: Tensor, groups: int, channels: int, taps: int) -> Tensor:
+    """Sum over the taps of windows [B, C*taps, L] times kernel [B, groups*taps, h, w]."""
     batch, _, height, width = kernel.shape
-    return (
-        (kernel.view(batch, groups, 1, -1, height, width) * windows.view(batch, groups, channels // groups, -1, height, width))
-        .sum(3)
-        .flatten(1, 2)
-    )
+    windows = windows.view(batch, groups, channels // groups, taps, height, width)
+    return (kernel.view(batch, groups, 1, -1, height, width) * windows).sum(3).flatten(1, 2)
 
 
 class ConvModule(nn.Module):
@@ -53,7 +50,7 @@ class DLi14(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.conv2(self.conv1(x if self.stride == 1 else self.avgpool(x)))
-        return weighted(kernel, self.unfold(x), self.groups, self.channels)
+        return weighted(kernel, self.unfold(x), self.groups, self.channels, self.kernel_size**2)
 
 
 class TimmConvBnAct(nn.Module):
@@ -87,7 +84,9 @@ class Timm(nn.Module):
         self.unfold = nn.Unfold(kernel_size, 1, (kernel_size - 1) // 2, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return weighted(self.conv2(self.conv1(self.avgpool(x))), self.unfold(x), self.groups, self.channels)
+        return weighted(
+            self.conv2(self.conv1(self.avgpool(x))), self.unfold(x), self.groups, self.channels, self.kernel_size**2
+        )
 
 
 class ChristophReich1996(nn.Module):
@@ -180,7 +179,8 @@ class Holocron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.span(self.reduce(x if self.pool is None else self.pool(x)))
-        return weighted(kernel, self.unfold(x), self.groups, x.shape[1])
+        # The source leaves the number of taps to the reshape, too.
+        return weighted(kernel, self.unfold(x), self.groups, x.shape[1], -1)
 
 
 # --- RedNet (D. Li et al., CVPR 2021, section 4.1 and table 1): ResNet bottlenecks whose 3x3 convolution is an involution -----

@@ -72,7 +72,8 @@ class MappedInvolution(InvolutionBase):
                 f"force_shape_match with stride {stride} would broadcast {again[0]} x {again[1]} kernels over {grid[0]} x "
                 f"{grid[1]} windows of a {x.shape[2]} x {x.shape[3]} input; give a larger image, or force_shape_match=False"
             )
-        return F.adaptive_avg_pool2d(x, grid)
+        pooled = F.adaptive_avg_pool2d(x, grid)
+        return self.o_mapping(pooled) if stride == (1, 1) else pooled
 
     def _kernel(self, pooled: Tensor) -> Tensor:
         return self.span_mapping(self.sigma_mapping(self.reduce_mapping(pooled)))  # type: ignore[no-any-return]
