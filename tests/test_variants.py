@@ -25,7 +25,7 @@ _testing = pytest.importorskip("lgld_ops._testing", reason="the test module is b
 
 Array = npt.NDArray[Any]
 BUILT = {"x86_64": ["avx512", "avx2", "sse2", "scalar"], "aarch64": ["neon", "scalar"]}[platform.machine()]
-NEEDS = {"avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"}, "avx2": {"avx2", "fma"}}
+NEEDS = {"avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}, "avx2": {"avx2", "fma", "f16c"}}
 PASSES = ("forward", "grad_x", "grad_weight")
 
 

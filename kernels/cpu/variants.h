@@ -1,5 +1,6 @@
 // The compiled instruction sets and what this machine can run of them.
 #pragma once
+#include "elementwise/elementwise.h"
 #include "involution2d/involution2d.h"
 #include "probe/probe.h"
 
@@ -9,6 +10,7 @@ struct CpuVariant {
   const char* name;
   const char* needs;    // processor features, in words, for messages
   bool (*supported)();  // by this processor and operating system
+  const ElementwiseKernels* elementwise;
   const Involution2dKernels* involution2d;
   const ProbeKernels* probe;
 };

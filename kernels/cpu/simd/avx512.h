@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "half.h"
 #include "unroll.h"
 
 namespace lgld {
@@ -29,6 +30,60 @@ struct Vec<float> {
   LGLD_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   LGLD_INLINE void store_partial(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b.
+  static LGLD_INLINE Vec even(Vec a, Vec b) {
+    const __m512i at = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    return {_mm512_permutex2var_ps(a.v, at, b.v)};
+  }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) {
+    const __m512i at = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return {_mm512_permutex2var_ps(a.v, at, b.v)};
+  }
+
+  friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+  LGLD_INLINE Vec operator-() const { return {_mm512_xor_ps(v, _mm512_set1_ps(-0.0f))}; }
+  static LGLD_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+  static LGLD_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+  using Mask = __mmask16;
+  static LGLD_INLINE Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+  static LGLD_INLINE Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+  static LGLD_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+
+  static LGLD_INLINE Vec load(const Float16* p) { return widened(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static LGLD_INLINE Vec load(const BFloat16* p) { return widened(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  template <class H>
+  static LGLD_INLINE Vec load_partial(const H* p, int n) {
+    return load_masked(p, first(n));
+  }
+  template <class H>
+  static LGLD_INLINE Vec load_masked(const H* p, unsigned mask) {
+    return widened(p, _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p));
+  }
+  template <class H>
+  LGLD_INLINE void store(H* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(p));
+  }
+  template <class H>
+  LGLD_INLINE void store_partial(H* p, int n) const {
+    _mm256_mask_storeu_epi16(p, first(n), narrowed(p));
+  }
+
+ private:
+  static LGLD_INLINE Vec widened(const Float16*, __m256i h) { return {_mm512_cvtph_ps(h)}; }
+  static LGLD_INLINE Vec widened(const BFloat16*, __m256i h) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+  }
+  LGLD_INLINE __m256i narrowed(Float16*) const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  LGLD_INLINE __m256i narrowed(BFloat16*) const {
+    const __m512i bits = _mm512_castps_si512(v), upper = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
+  }
 };
 
 template <>
@@ -46,7 +101,31 @@ struct Vec<double> {
   LGLD_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
   LGLD_INLINE void store_partial(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  static LGLD_INLINE Vec even(Vec a, Vec b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0), b.v)};
+  }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(15, 13, 11, 9, 7, 5, 3, 1), b.v)};
+  }
+
+  friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_pd(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_pd(a.v, b.v)}; }
+  LGLD_INLINE Vec operator-() const { return {_mm512_xor_pd(v, _mm512_set1_pd(-0.0))}; }
+  static LGLD_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_pd(a.v, b.v)}; }
+  static LGLD_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_pd(a.v, b.v)}; }
+  using Mask = __mmask8;
+  static LGLD_INLINE Mask less(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ); }
+  static LGLD_INLINE Mask equal(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ); }
+  static LGLD_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_pd(m, b.v, a.v)}; }
+
+  static LGLD_INLINE Vec load(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
+  static LGLD_INLINE Vec load_partial(const float* p, int n) { return {_mm512_cvtps_pd(_mm256_maskz_loadu_ps(first(n), p))}; }
 };
+
+LGLD_INLINE Vec<float> scale(Vec<float> a, Vec<float> n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+LGLD_INLINE Vec<double> scale(Vec<double> a, Vec<double> n) { return {_mm512_scalef_pd(a.v, n.v)}; }
 
 LGLD_INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
 LGLD_INLINE __m512i bits(__m512d v) { return _mm512_castpd_si512(v); }
@@ -78,3 +157,5 @@ struct Window {
 
 }  // namespace
 }  // namespace lgld
+
+#include "horizontal.h"

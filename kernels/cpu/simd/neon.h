@@ -2,6 +2,7 @@
 #pragma once
 #include <arm_neon.h>
 
+#include "half.h"
 #include "unroll.h"
 
 namespace lgld {
@@ -43,6 +44,49 @@ struct Vec<float> {
     }
   }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+  // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b.
+  static LGLD_INLINE Vec even(Vec a, Vec b) { return {vuzp1q_f32(a.v, b.v)}; }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) { return {vuzp2q_f32(a.v, b.v)}; }
+
+  friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator*(Vec a, Vec b) { return {vmulq_f32(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator/(Vec a, Vec b) { return {vdivq_f32(a.v, b.v)}; }
+  LGLD_INLINE Vec operator-() const { return {vnegq_f32(v)}; }
+  static LGLD_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
+  static LGLD_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }
+  using Mask = uint32x4_t;
+  static LGLD_INLINE Mask less(Vec a, Vec b) { return vcltq_f32(a.v, b.v); }
+  static LGLD_INLINE Mask equal(Vec a, Vec b) { return vceqq_f32(a.v, b.v); }
+  static LGLD_INLINE Vec select(Mask m, Vec a, Vec b) { return {vbslq_f32(m, a.v, b.v)}; }
+  static LGLD_INLINE Vec power_of_two(Vec n) {
+    return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(vaddq_f32(n.v, vdupq_n_f32(0x1.8p23f + 127))), 23))};
+  }
+
+  static LGLD_INLINE Vec load(const Float16* p) {
+    return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))))};
+  }
+  static LGLD_INLINE Vec load(const BFloat16* p) {
+    return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
+  }
+  template <class H>
+  static LGLD_INLINE Vec load_partial(const H* p, int n) {
+    return load(Staged<H, kLanes>::load(p, n).lane);
+  }
+  LGLD_INLINE void store(Float16* p) const { vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+  LGLD_INLINE void store(BFloat16* p) const {
+    const uint32x4_t bits = vreinterpretq_u32_f32(v), upper = vshrq_n_u32(bits, 16);
+    const uint32x4_t odd = vandq_u32(upper, vdupq_n_u32(1));
+    const uint32x4_t rounded = vshrq_n_u32(vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd), 16);
+    const uint32x4_t number = vceqq_f32(v, v);
+    vst1_u16(reinterpret_cast<uint16_t*>(p), vmovn_u32(vbslq_u32(number, rounded, vorrq_u32(upper, vdupq_n_u32(0x40)))));
+  }
+  template <class H>
+  LGLD_INLINE void store_partial(H* p, int n) const {
+    Staged<H, kLanes> s;
+    store(s.lane);
+    s.store(p, n);
+  }
 };
 
 template <>
@@ -62,9 +106,33 @@ struct Vec<double> {
     if (n > 1) store(p);
   }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
+  static LGLD_INLINE Vec even(Vec a, Vec b) { return {vuzp1q_f64(a.v, b.v)}; }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) { return {vuzp2q_f64(a.v, b.v)}; }
+
+  friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {vaddq_f64(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {vsubq_f64(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator*(Vec a, Vec b) { return {vmulq_f64(a.v, b.v)}; }
+  friend LGLD_INLINE Vec operator/(Vec a, Vec b) { return {vdivq_f64(a.v, b.v)}; }
+  LGLD_INLINE Vec operator-() const { return {vnegq_f64(v)}; }
+  static LGLD_INLINE Vec min(Vec a, Vec b) { return select(less(a, b), a, b); }
+  static LGLD_INLINE Vec max(Vec a, Vec b) { return select(less(b, a), a, b); }
+  using Mask = uint64x2_t;
+  static LGLD_INLINE Mask less(Vec a, Vec b) { return vcltq_f64(a.v, b.v); }
+  static LGLD_INLINE Mask equal(Vec a, Vec b) { return vceqq_f64(a.v, b.v); }
+  static LGLD_INLINE Vec select(Mask m, Vec a, Vec b) { return {vbslq_f64(m, a.v, b.v)}; }
+  static LGLD_INLINE Vec power_of_two(Vec n) {
+    return {vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(vaddq_f64(n.v, vdupq_n_f64(0x1.8p52 + 1023))), 52))};
+  }
+
+  static LGLD_INLINE Vec load(const float* p) { return {vcvt_f64_f32(vld1_f32(p))}; }
+  static LGLD_INLINE Vec load_partial(const float* p, int n) {
+    return {vcvt_f64_f32(vget_low_f32(Vec<float>::load_partial(p, n).v))};
+  }
 };
 
 }  // namespace
 }  // namespace lgld
 
+#include "horizontal.h"
+#include "scale.h"
 #include "window.h"
