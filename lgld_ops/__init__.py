@@ -2,7 +2,7 @@
 
 `involution2d` is the op, `Involution2d` the layer that replaces LGLD-Net's, `LGLDNet` the network with it, `reference` the
 network as published, `build_info()` what runs here. `accelerate(model)` puts the ops into anybody's model, `compat` holds
-drop-ins for the public implementations of involution.
+drop-ins for the public implementations of involution, `export_onnx` and `decompositions` lead to runtimes without the package.
 """
 
 from __future__ import annotations
@@ -19,15 +19,33 @@ from .ops.involution import involution2d
 if TYPE_CHECKING:
     from . import compat
     from .acceleration import Report, accelerate
+    from .export import decompositions, export_onnx
 
-__all__ = ["Involution2d", "LGLDNet", "Report", "accelerate", "build_info", "compat", "involution2d", "reference"]
+__all__ = [
+    "Involution2d",
+    "LGLDNet",
+    "Report",
+    "accelerate",
+    "build_info",
+    "compat",
+    "decompositions",
+    "export_onnx",
+    "involution2d",
+    "reference",
+]
 __version__ = version()
 
 # A forced instruction set that this machine lacks is an error now, not at the first call.
 _native.active_variant()
 
 # What `import lgld_ops` leaves for its first use: the module that defines each name.
-_LAZY = {"accelerate": ".acceleration", "Report": ".acceleration", "compat": ".compat"}
+_LAZY = {
+    "Report": ".acceleration",
+    "accelerate": ".acceleration",
+    "compat": ".compat",
+    "decompositions": ".export",
+    "export_onnx": ".export",
+}
 
 
 def __getattr__(name: str) -> Any:
