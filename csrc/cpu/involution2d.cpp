@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,11 +46,21 @@ const char* dtype_of(const Tensor& t) {
   }
 }
 
+std::optional<Dtype> kernel_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    case ScalarType::Half: return Dtype::kFloat16;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    default: return std::nullopt;
+  }
+}
+
 void check_map(const char* op, const char* name, const Tensor& t) {
   LGLD_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU, like the other argument");
   LGLD_CHECK(t.dim() == 4, op, ": ", name, " must have 4 dimensions, but has shape ", shape_of(t));
-  LGLD_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double, op, ": ", name,
-             " must be float32 or float64, but is ", dtype_of(t));
+  LGLD_CHECK(kernel_dtype(t.scalar_type()), op, ": ", name, " must be float32, float64, float16 or bfloat16, but is ",
+             dtype_of(t));
 }
 
 constexpr int64_t kLargest = int64_t{1} << 24;
@@ -118,17 +129,28 @@ void advise_huge_pages(const Tensor& t, int64_t bytes) {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 }
 
+// Whether a map's channels are neighbours and its columns are not: results then have the memory format torch.channels_last,
+// like those of torch's own operators. lgld_ops/ops/involution.py has the same rule for fake tensors.
+bool is_channels_last(const Tensor& t) { return t.size(1) > 1 && t.stride(1) == 1 && t.stride(3) != 1; }
+
 Tensor allocate(const char* op, const Tensor& like, const Ints& size) {
-  const Ints stride{size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
-  const bool is_double = like.scalar_type() == ScalarType::Double;
+  const int64_t channels = size[1], height = size[2], width = size[3];
+  const Ints stride = is_channels_last(like) ? Ints{channels * height * width, 1, channels * width, channels}
+                                             : Ints{channels * height * width, height * width, width, 1};
+  int32_t type = aoti_torch_dtype_float32();
+  switch (like.scalar_type()) {
+    case ScalarType::Double: type = aoti_torch_dtype_float64(); break;
+    case ScalarType::Half: type = aoti_torch_dtype_float16(); break;
+    case ScalarType::BFloat16: type = aoti_torch_dtype_bfloat16(); break;
+    default: break;
+  }
   AtenTensorHandle handle = nullptr;
-  const AOTITorchError status = aoti_torch_empty_strided(4, size.data(), stride.data(),
-                                                         is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-                                                         aoti_torch_device_type_cpu(), 0, &handle);
+  const AOTITorchError status =
+      aoti_torch_empty_strided(4, size.data(), stride.data(), type, aoti_torch_device_type_cpu(), 0, &handle);
   LGLD_CHECK(status == AOTI_TORCH_SUCCESS, op, ": a result of shape ", shape_text(size),
              " could not be allocated; it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
   const Tensor t(handle);
-  advise_huge_pages(t, size[0] * stride[0] * (is_double ? 8 : 4));
+  advise_huge_pages(t, size[0] * channels * height * width * static_cast<int64_t>(t.element_size()));
   return t;
 }
 
@@ -140,17 +162,6 @@ Strided<const T> read(const Tensor& t) {
 template <class T>
 Strided<T> write(const Tensor& t) {
   return {static_cast<T*>(t.mutable_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-// A tensor that a kernel reads in place needs neighbouring columns in neighbouring elements.
-Tensor with_unit_columns(const char* op, const char* name, const Tensor& t) {
-  if (t.stride(3) == 1 || t.size(3) == 1) return t;
-  try {
-    return torch::stable::contiguous(t);
-  } catch (const std::runtime_error& e) {
-    fail(op, ": not enough memory for a copy of ", name, ", of shape ", shape_of(t),
-         ", whose columns are not adjacent in memory");
-  }
 }
 
 struct FreeDeleter {
@@ -187,12 +198,16 @@ void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<
 void run(const char* op, const Involution2dShape& s, Involution2dPass pass, const Tensor& a, const Tensor& b,
          const Tensor& out) {
   const Involution2dKernels& k = *active_cpu_variant().involution2d;
-  const bool is_double = a.scalar_type() == ScalarType::Double;
-  const Involution2dPlan plan = plan_involution2d(s, pass, k, is_double);
-  if (is_double) {
-    run<double>(op, plan, select<double>(k, pass), a, b, out);
-  } else {
-    run<float>(op, plan, select<float>(k, pass), a, b, out);
+  const Tensor& in_place = pass == Involution2dPass::kGradWeight ? a : b;
+  const Dtype dtype = *kernel_dtype(a.scalar_type());
+  const Involution2dFormat format{dtype, is_channels_last(a), in_place.stride(3) == 1 || in_place.size(3) == 1,
+                                  out.stride(3) == 1};
+  const Involution2dPlan plan = plan_involution2d(s, pass, k, format);
+  switch (dtype) {
+    case Dtype::kFloat32: return run<float>(op, plan, select<float>(k, pass), a, b, out);
+    case Dtype::kFloat64: return run<double>(op, plan, select<double>(k, pass), a, b, out);
+    case Dtype::kFloat16: return run<Float16>(op, plan, select<Float16>(k, pass), a, b, out);
+    case Dtype::kBFloat16: return run<BFloat16>(op, plan, select<BFloat16>(k, pass), a, b, out);
   }
 }
 
@@ -206,7 +221,7 @@ Tensor involution2d(const Tensor& x, const Tensor& weight, Ints kernel_size, Int
       make_shape(op, "x", x.size(0), x.size(1), x.size(2), x.size(3), kernel_size, stride, padding, dilation, groups);
   check_size(op, "weight", weight, weight_size(s), kWeightMeaning);
   const Tensor y = allocate(op, x, output_size(s));
-  run(op, s, Involution2dPass::kForward, x, with_unit_columns(op, "weight", weight), y);
+  run(op, s, Involution2dPass::kForward, x, weight, y);
   return y;
 }
 
@@ -235,7 +250,7 @@ Tensor involution2d_grad_weight(const Tensor& grad_y, const Tensor& x, Ints kern
       make_shape(op, "x", x.size(0), x.size(1), x.size(2), x.size(3), kernel_size, stride, padding, dilation, groups);
   check_size(op, "grad_y", grad_y, output_size(s), "[batch, channels, Ho, Wo]");
   const Tensor grad_weight = allocate(op, x, weight_size(s));
-  run(op, s, Involution2dPass::kGradWeight, with_unit_columns(op, "grad_y", grad_y), x, grad_weight);
+  run(op, s, Involution2dPass::kGradWeight, grad_y, x, grad_weight);
   return grad_weight;
 }
 
