@@ -70,7 +70,8 @@ class Involution2d(InvolutionBase):
     ``kernel = conv1x1(SiLU(conv1x1(conv1x1(pool(x)))))`` with `reduction` times fewer channels between the convolutions,
     then `lgld_ops.involution2d`. With a stride, `pool` is the mean over stride x stride pixels, border blocks averaging the
     pixels they have, so that every image size works. [B, channels, H, W] -> [B, channels, ceil(H/stride), ceil(W/stride)],
-    float32 or float64. Source: LGLD-Net's published code (ICITA 2025); stride and groups as in Li et al., CVPR 2021.
+    float16, bfloat16, float32 or float64. Source: LGLD-Net's published code (ICITA 2025); stride and groups as in Li et al.,
+    CVPR 2021.
 
     Args:
         channels: channels of input and output.
