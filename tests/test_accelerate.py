@@ -325,17 +325,26 @@ def test_narrow_dtypes(dtype: torch.dtype) -> None:
     assert "in float64" in accelerate(Scaled(16, 3, 1).to(dtype)).left[0].reason
 
 
-def test_zero_weights_hide_no_difference() -> None:
-    """A span of zeros makes every involution agree; the comparison uses weights of its own."""
+def test_zeros_hide_no_difference() -> None:
+    """Zeros of the user's make much agree; the comparison uses weights and buffers of its own."""
 
     class OtherWindow(unfolded.Holocron):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.flip(3)).flip(3)
 
-    layer = OtherWindow(4, 3, 1)
-    for p in layer.parameters():
-        nn.init.zeros_(p)
-    assert "differs" in accelerate(layer).left[0].reason
+    class Scheduled(unfolded.Holocron):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.register_buffer("extra", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 + self.extra)
+
+    for kind in (OtherWindow, Scheduled):
+        layer = kind(4, 3, 1)
+        for p in layer.parameters():
+            nn.init.zeros_(p)
+        assert "differs" in accelerate(layer).left[0].reason
 
 
 def test_modules_of_other_kinds_are_not_mentioned() -> None:
