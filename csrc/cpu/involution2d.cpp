@@ -198,10 +198,11 @@ void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<
 void run(const char* op, const Involution2dShape& s, Involution2dPass pass, const Tensor& a, const Tensor& b,
          const Tensor& out) {
   const Involution2dKernels& k = *active_cpu_variant().involution2d;
-  const Tensor& in_place = pass == Involution2dPass::kGradWeight ? a : b;
+  const bool grad_weight = pass == Involution2dPass::kGradWeight;
+  const Tensor &map = grad_weight ? b : a, &other = grad_weight ? a : b;
+  const auto unit = [](const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1; };
   const Dtype dtype = *kernel_dtype(a.scalar_type());
-  const Involution2dFormat format{dtype, is_channels_last(a), in_place.stride(3) == 1 || in_place.size(3) == 1,
-                                  out.stride(3) == 1};
+  const Involution2dFormat format{dtype, is_channels_last(map), unit(map), unit(other), unit(out)};
   const Involution2dPlan plan = plan_involution2d(s, pass, k, format);
   switch (dtype) {
     case Dtype::kFloat32: return run<float>(op, plan, select<float>(k, pass), a, b, out);

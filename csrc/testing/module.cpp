@@ -75,7 +75,7 @@ Dtype dtype_named(const std::string& name) {
 Involution2dPlan plan_for(const std::string& variant, const std::string& pass, const py::dict& shape,
                           const std::string& dtype) {
   return plan_involution2d(shape_of(shape), pass_named(pass), *variant_named(variant).involution2d,
-                           {dtype_named(dtype), false, true, true});
+                           {dtype_named(dtype), false, true, true, true});
 }
 
 template <class T>

@@ -39,8 +39,9 @@ struct Involution2dFormat {
   Dtype dtype;
   // Forward and grad_x: the channels of the map (x, grad_y) and of the result are neighbours, as in torch.channels_last.
   bool channels_last;
-  // The columns of the operand that a kernel can read in place (forward: weight, grad_weight: grad_y) are neighbours.
-  bool unit_columns;
+  // The columns of the map are neighbours; those of the other operand that a kernel can read in place (forward: weight,
+  // grad_weight: grad_y) are.
+  bool unit_map, unit_other;
   // The columns of the result are neighbours.
   bool unit_result;
 };
@@ -80,6 +81,7 @@ struct Involution2dPlan {
   PixelRegion pixels, pixel_weights;    // channels_last: most of the map and of weight that a task copies
   bool channels_last;                   // the kernels whose vectors are channels
   bool dense;                           // stride 1, dilation 1, K in {3, 5, 7}: the unrolled kernels
+  bool direct;                          // dense, and the map is read in place
   bool packs_other;                     // weight (grad_y in grad_weight) is copied to strips; otherwise it is read in place
   bool stages_result;                   // results are computed in strips and copied to the tensor at the end of a tile
   int64_t map_at, other_at, result_at;  // bytes from the start of the scratch
@@ -93,6 +95,7 @@ struct Involution2dKernels {
   int dense_channels;     // channels of a dense register tile: they share the loads of the weights
   int sparse_channels;    // the same where stride, dilation or kernel size rule the dense tile out
   int weight_channels;    // channels that grad_weight packs at a time
+  bool masked_windows;    // dense tiles can read the map in place
   int pixel_channels[2];  // channels of a pixel tile in float and in double
   template <class S>
   using Run = void (*)(const Involution2dPlan&, Strided<const S> a, Strided<const S> b, Strided<S> out, int64_t begin,

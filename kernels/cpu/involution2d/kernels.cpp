@@ -54,42 +54,55 @@ MapView<T> direct_view(const Planes<T>& map, int64_t row, int64_t column) {
   return {map.data + row * map.row + column, map.row, map.channel, -row, map.height - row, -column, map.width - column};
 }
 
-// Packing costs a pass that masked loads make unnecessary.
-template <class T, class S>
-constexpr bool kReadsDirectly = kMaskedWindows && std::is_same_v<S, T>;
-
-// The view that dense tiles have of planes [channel, channel + planes) of the map from element (row, col) on: of the tensor
-// itself or of strips that are packed here.
-template <class T, class S>
-MapView<T> dense_view(const Involution2dPlan& p, const Planes<S>& map, int64_t planes, int64_t row, int64_t col, T* strips) {
-  if constexpr (kReadsDirectly<T, S>) {
-    // A block of channels that is not whole is packed all the same: its missing planes are read, though not used.
-    if (map.column == 1 && planes == kChannelBlock) return direct_view(map, row, col);
-  }
-  pack_planes(map, planes, {row, col, 1}, p.map, strips);
-  return packed_view(p.map, strips);
-}
-
-template <class T>
-void dense_dispatch(const Involution2dPlan& p, const MapView<T>& map, const WeightMaps<T>& weight, T* out, int64_t out_row,
+template <class M, class W, class S>
+void dense_dispatch(const Involution2dPlan& p, const MapView<M>& map, const WeightMaps<W>& weight, S* out, int64_t out_row,
                     int64_t out_plane, int64_t channels, const Task& t) {
   const int64_t k = p.shape.kernel_h;
-  const auto run = k == 3 ? dense_rows<T, 3> : k == 5 ? dense_rows<T, 5> : dense_rows<T, 7>;
+  const auto run = k == 3 ? dense_rows<3, M, W, S> : k == 5 ? dense_rows<5, M, W, S> : dense_rows<7, M, W, S>;
   run(map, weight, out, out_row, out_plane, t.rows, t.cols, channels);
 }
 
-// The weights of a forward tile, read in place or from strips that are packed here.
-template <class T, class S>
-WeightMaps<T> forward_weights(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t, T* strips) {
-  const int64_t taps = p.shape.taps();
-  if constexpr (std::is_same_v<S, T>) {
-    if (!p.packs_other)
-      return {weight.data + t.image * weight.batch + t.group * taps * weight.channel + t.row * weight.row + t.col,
-              weight.channel, weight.row, false};
+// All channels of a task, the map read in place from element (row, col) of its planes on. Where the last block of channels is
+// not whole it begins earlier and computes some channels again.
+template <class W, class S>
+void dense_direct(const Involution2dPlan& p, const Strided<const S>& map, int64_t row, int64_t col, int64_t height,
+                  int64_t width, const WeightMaps<W>& weight, const Strided<S>& result, const Task& t, void* memory) {
+  const int64_t group_channels = p.shape.group_channels();
+  for (int64_t c = 0; c < group_channels; c += kChannelBlock) {
+    const int64_t channel =
+        t.group * group_channels + (c + kChannelBlock <= group_channels ? c : group_channels - kChannelBlock);
+    const MapView<S> view = direct_view(planes_of(map, t.image, channel, height, width), row, col);
+    if constexpr (std::is_same_v<S, Compute<S>>) {
+      const Target<S> out(p, result, t, channel, memory);
+      dense_dispatch(p, view, weight, out.data, out.row, out.plane, kChannelBlock, t);
+      out.finish(p, result, t, channel, kChannelBlock);
+    } else {
+      dense_dispatch(p, view, weight, corner_of(result, t, channel), result.row, result.channel, kChannelBlock, t);
+    }
   }
+}
+
+// The weights of a forward tile.
+template <class S>
+WeightMaps<S> weights_in_place(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t) {
+  return {corner_of(weight, t, t.group * p.shape.taps()), weight.channel, weight.row, false};
+}
+
+template <class S>
+WeightMaps<Compute<S>> packed_weights(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t, void* memory) {
+  Compute<S>* strips = scratch_at<Compute<S>>(memory, p.other_at);
+  const int64_t taps = p.shape.taps();
   pack_planes(planes_of(weight, t.image, t.group * taps, p.shape.out_height, p.shape.out_width), taps, {t.row, t.col, 1},
               p.other, strips);
   return {strips, p.other.plane_pitch, p.other.row_pitch, true};
+}
+
+template <class S>
+WeightMaps<Compute<S>> forward_weights(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t, void* memory) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    if (!p.packs_other) return weights_in_place(p, weight, t);
+  }
+  return packed_weights(p, weight, t, memory);
 }
 
 template <class S>
@@ -110,17 +123,25 @@ void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> wei
 
   for (int64_t index = begin; index < end; ++index) {
     const Task t = make_task(p, index, s.out_height, s.out_width);
-    const WeightMaps<T> w = forward_weights(p, weight, t, scratch_at<T>(memory, p.other_at));
+    if constexpr (kMaskedWindows) {
+      if (p.direct) {
+        const int64_t row = t.row - s.pad_h, col = t.col - s.pad_w;
+        if (p.packs_other)
+          dense_direct(p, x, row, col, s.height, s.width, packed_weights(p, weight, t, memory), y, t, memory);
+        else
+          dense_direct(p, x, row, col, s.height, s.width, weights_in_place(p, weight, t), y, t, memory);
+        continue;
+      }
+    }
+    const WeightMaps<T> w = forward_weights(p, weight, t, memory);
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
       const int64_t channel = t.group * group_channels + c0;
       const Target<S> out(p, y, t, channel, memory);
+      pack_x(p, x, t, channel, channels, strips);
       if (p.dense) {
-        const Planes<S> planes = planes_of(x, t.image, channel, s.height, s.width);
-        const MapView<T> map = dense_view(p, planes, channels, t.row - s.pad_h, t.col - s.pad_w, strips);
-        dense_dispatch(p, map, w, out.data, out.row, out.plane, channels, t);
+        dense_dispatch(p, packed_view(p.map, strips), w, out.data, out.row, out.plane, channels, t);
       } else {
-        pack_x(p, x, t, channel, channels, strips);
         for (int64_t i = 0; i < t.rows; ++i)
           for (int64_t j = 0; j < t.cols; j += V::kLanes) {
             const int lanes = lanes_left<T>(t.cols - j);
@@ -163,19 +184,23 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
       pack_planes(planes_of(weight, t.image, t.group * taps + k, s.out_height, s.out_width), 1, {row0 + down, col0 + along, 1},
                   p.other, weights + at * p.other.plane_pitch);
     }
+    const WeightMaps<T> w{weights, p.other.plane_pitch, p.other.row_pitch, true};
+    if constexpr (kMaskedWindows) {
+      if (p.direct) {
+        dense_direct(p, grad_y, row0, col0, s.out_height, s.out_width, w, result, t, memory);
+        continue;
+      }
+    }
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
       const int64_t channel = t.group * group_channels + c0;
       const Target<S> out(p, result, t, channel, memory);
-      const Planes<S> planes = planes_of(grad_y, t.image, channel, s.out_height, s.out_width);
+      pack_planes(planes_of(grad_y, t.image, channel, s.out_height, s.out_width), channels, {row0, col0, 1}, p.map, strips);
       if (p.dense) {
-        const MapView<T> map = dense_view(p, planes, channels, row0, col0, strips);
-        dense_dispatch(p, map, {weights, p.other.plane_pitch, p.other.row_pitch, true}, out.data, out.row, out.plane, channels,
-                       t);
+        dense_dispatch(p, packed_view(p.map, strips), w, out.data, out.row, out.plane, channels, t);
         out.finish(p, result, t, channel, channels);
         continue;
       }
-      pack_planes(planes, channels, {row0, col0, 1}, p.map, strips);
       for (int64_t i = 0; i < t.rows; ++i) {
         for (int64_t phase = 0; phase < s.stride_w && phase < t.cols; ++phase) {
           int64_t count = 0;
@@ -202,29 +227,41 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
   }
 }
 
+// A block of channels' share in the gradients of a task's dense windows.
+template <class M>
+void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& grad, const Target<Compute<M>>& out,
+                       const Task& t, int64_t channels, bool first) {
+  using T = Compute<M>;
+  constexpr int kWidth = 2 * Vec<T>::kLanes;
+  for (int64_t i = 0; i < t.rows; ++i)
+    for (int64_t j = 0; j < t.cols; j += Vec<T>::kLanes) {
+      const int lanes = lanes_left<T>(t.cols - j);
+      const DenseMap<M> tile = tile_at(map, i, j, static_cast<int>(k));
+      const bool inside = tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == kWidth;
+      const bool whole = inside && lanes == Vec<T>::kLanes;
+      const auto run = k == 3   ? (whole ? dense_tap_rows<3, false, T, M> : dense_tap_rows<3, true, T, M>)
+                       : k == 5 ? (whole ? dense_tap_rows<5, false, T, M> : dense_tap_rows<5, true, T, M>)
+                                : (whole ? dense_tap_rows<7, false, T, M> : dense_tap_rows<7, true, T, M>);
+      run(tile, grad.data + i * grad.row + j, grad.tap, channels, first, out.data + i * out.row + j, out.plane, lanes);
+    }
+}
+
 // Planes of grad_y under a tile, read in place or from strips that are packed here.
-template <class T, class S>
-WeightMaps<T> grad_planes(const Involution2dPlan& p, const Strided<const S>& grad_y, const Task& t, int64_t channel,
-                          int64_t channels, T* strips) {
-  if constexpr (std::is_same_v<S, T>) {
-    if (!p.packs_other) return {corner_of(grad_y, t, channel), grad_y.channel, grad_y.row, false};
+template <class S>
+WeightMaps<S> grad_in_place(const Strided<const S>& grad_y, const Task& t, int64_t channel) {
+  return {corner_of(grad_y, t, channel), grad_y.channel, grad_y.row, false};
+}
+
+template <class S>
+WeightMaps<Compute<S>> grad_planes(const Involution2dPlan& p, const Strided<const S>& grad_y, const Task& t, int64_t channel,
+                                   int64_t channels, void* memory) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    if (!p.packs_other) return grad_in_place(grad_y, t, channel);
   }
+  Compute<S>* strips = scratch_at<Compute<S>>(memory, p.other_at);
   pack_planes(planes_of(grad_y, t.image, channel, p.shape.out_height, p.shape.out_width), channels, {t.row, t.col, 1}, p.other,
               strips);
   return {strips, p.other.plane_pitch, p.other.row_pitch, true};
-}
-
-template <class T>
-void dense_grad_weight(int64_t k, const MapView<T>& map, int64_t i, int64_t j, const T* grad, int64_t grad_plane,
-                       int64_t channels, bool first, T* out, int64_t tap_stride, int lanes) {
-  const DenseMap<T> tile = tile_at(map, i, j, static_cast<int>(k));
-  const bool inside =
-      tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == 2 * Vec<T>::kLanes;
-  const bool whole = inside && lanes == Vec<T>::kLanes;
-  const auto run = k == 3   ? (whole ? dense_tap_rows<T, 3, false> : dense_tap_rows<T, 3, true>)
-                   : k == 5 ? (whole ? dense_tap_rows<T, 5, false> : dense_tap_rows<T, 5, true>)
-                            : (whole ? dense_tap_rows<T, 7, false> : dense_tap_rows<T, 7, true>);
-  run(tile, grad, grad_plane, channels, first, out, tap_stride, lanes);
 }
 
 template <class S>
@@ -241,35 +278,37 @@ void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<con
 
   for (int64_t index = begin; index < end; ++index) {
     const Task t = make_task(p, index, s.out_height, s.out_width);
-    const Target<S> out(p, result, t, t.group * taps, memory);
+    const Target<S> target(p, result, t, t.group * taps, memory);
+    const Target<T> out{target.data, target.plane, target.row};
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
       const int64_t channel = t.group * group_channels + c0;
-      MapView<T> map = packed_view(p.map, strips);
-      bool direct = false;
-      if constexpr (kReadsDirectly<T, S>) {
-        direct = p.dense && x.column == 1;
-        if (direct) map = direct_view(planes_of(x, t.image, channel, s.height, s.width), t.row - s.pad_h, t.col - s.pad_w);
-      }
-      if (!direct) pack_x(p, x, t, channel, channels, strips);
-      const WeightMaps<T> grad = grad_planes(p, grad_y, t, channel, channels, scratch_at<T>(memory, p.other_at));
-      for (int64_t i = 0; i < t.rows; ++i) {
-        const T* row = strips + i * s.stride_h * p.map.row_pitch;
-        for (int64_t j = 0; j < t.cols; j += V::kLanes) {
-          const int lanes = lanes_left<T>(t.cols - j);
-          const T* g = grad.data + i * grad.row + j;
-          T* at = out.data + i * out.row + j;
-          if (p.dense) {
-            dense_grad_weight(s.kernel_h, map, i, j, g, grad.tap, channels, c0 == 0, at, out.plane, lanes);
-            continue;
+      if constexpr (kMaskedWindows) {
+        if (p.direct) {
+          const Planes<S> planes = planes_of(x, t.image, channel, s.height, s.width);
+          const MapView<S> map = direct_view(planes, t.row - s.pad_h, t.col - s.pad_w);
+          if constexpr (std::is_same_v<S, T>) {
+            dense_grad_weight(s.kernel_h, map, grad_planes(p, grad_y, t, channel, channels, memory), out, t, channels, c0 == 0);
+          } else {
+            dense_grad_weight(s.kernel_h, map, grad_in_place(grad_y, t, channel), out, t, channels, c0 == 0);
           }
-          for (int64_t k = 0; k < taps; k += kSparseTaps)
-            sparse_taps(row + j, p.map.plane_pitch, offset + k, taps - k, g, grad.tap, channels, c0 == 0, at + k * out.plane,
-                        out.plane, lanes);
+          continue;
         }
       }
+      pack_x(p, x, t, channel, channels, strips);
+      const WeightMaps<T> grad = grad_planes(p, grad_y, t, channel, channels, memory);
+      if (p.dense) {
+        dense_grad_weight(s.kernel_h, packed_view(p.map, strips), grad, out, t, channels, c0 == 0);
+        continue;
+      }
+      for (int64_t i = 0; i < t.rows; ++i)
+        for (int64_t j = 0; j < t.cols; j += V::kLanes)
+          for (int64_t k = 0; k < taps; k += kSparseTaps)
+            sparse_taps(strips + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, offset + k, taps - k,
+                        grad.data + i * grad.row + j, grad.tap, channels, c0 == 0, out.data + k * out.plane + i * out.row + j,
+                        out.plane, lanes_left<T>(t.cols - j));
     }
-    out.finish(p, result, t, t.group * taps, taps);
+    target.finish(p, result, t, t.group * taps, taps);
   }
 }
 
@@ -283,17 +322,12 @@ constexpr Involution2dKernels::Passes<S> kPasses{forward<S>, grad_x<S>, grad_wei
 
 extern const Involution2dKernels LGLD_CONCAT(involution2d_, LGLD_VARIANT);
 const Involution2dKernels LGLD_CONCAT(involution2d_, LGLD_VARIANT) = {
-    Vec<float>::kLanes,
-    Vec<double>::kLanes,
-    kRowBlock,
-    kChannelBlock,
-    kSparseChannelBlock,
-    kWeightChannels,
-    {kTileVectors * Vec<float>::kLanes, kTileVectors * Vec<double>::kLanes},
-    kPasses<float>,
-    kPasses<double>,
-    kPasses<Float16>,
-    kPasses<BFloat16>,
+    Vec<float>::kLanes,  Vec<double>::kLanes,
+    kRowBlock,           kChannelBlock,
+    kSparseChannelBlock, kWeightChannels,
+    kMaskedWindows,      {kTileVectors * Vec<float>::kLanes, kTileVectors * Vec<double>::kLanes},
+    kPasses<float>,      kPasses<double>,
+    kPasses<Float16>,    kPasses<BFloat16>,
 };
 
 }  // namespace lgld

@@ -49,14 +49,14 @@ LGLD_INLINE void zero_vectors(T* dst, int64_t n) {
 template <class T, class S>
 LGLD_INLINE void load_two_within(const S* p, int first, int last, Vec<T>& low, Vec<T>& high) {
   constexpr int kLanes = Vec<T>::kLanes;
-  if constexpr (kMaskedWindows && std::is_same_v<S, T>) {
+  if constexpr (kMaskedWindows) {
     const Window<T> both = Window<T>::load_within(p, first, last);
     low = both.low, high = both.high;
   } else if (first == 0 && last == 2 * kLanes) {
     low = Vec<T>::load(p), high = Vec<T>::load(p + kLanes);
   } else {
-    T both[2 * kLanes] = {};
-    for (int k = first; k < last; ++k) both[k] = widened<T>(p[k]);
+    S both[2 * kLanes] = {};
+    for (int k = first; k < last; ++k) both[k] = p[k];
     low = Vec<T>::load(both), high = Vec<T>::load(both + kLanes);
   }
 }
@@ -134,6 +134,23 @@ void pack_rows(const Planes<S>& src, const StripOrigin& at, int64_t top, int64_t
   }
 }
 
+// Stands for a pixel outside the map.
+template <class S>
+alignas(64) const S kNoPixel[Vec<Compute<S>>::kLanes] = {};
+
+// The first `lanes` elements of the first `rows` vectors.
+template <class V, class S>
+LGLD_INLINE void store_rows(const V (&block)[V::kLanes], S* out, int64_t pitch, int rows, int lanes) {
+  if (rows == V::kLanes && lanes == V::kLanes) {
+    unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA { block[m].store(out + m * pitch); });
+    return;
+  }
+  S tile[V::kLanes][V::kLanes];
+  unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA { block[m].store(tile[m]); });
+  for (int m = 0; m < rows; ++m)
+    for (int k = 0; k < lanes; ++k) out[m * pitch + k] = tile[m][k];
+}
+
 // Rows [top, bottom) of `count` planes' strips where channels are neighbours: blocks of pixels x channels, transposed.
 template <class T, class S>
 void pack_pixel_rows(const Planes<S>& src, int64_t count, const StripOrigin& at, int64_t top, int64_t bottom,
@@ -146,14 +163,14 @@ void pack_pixel_rows(const Planes<S>& src, int64_t count, const StripOrigin& at,
           const S* row = src.data + (at.row + r) * src.row + c;
           const int channels = static_cast<int>(count - c < V::kLanes ? count - c : V::kLanes);
           V block[V::kLanes];
-          for (int m = 0; m < V::kLanes; ++m) {
+          unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
             const int64_t column = at.col + phase + (k + m) * at.col_step;
-            const bool inside = column >= 0 && column < src.width;
-            block[m] = inside ? V::load_partial(row + column * src.column, channels) : V::zero();
-          }
+            const S* pixel = column >= 0 && column < src.width ? row + column * src.column : kNoPixel<S>;
+            block[m] = channels == V::kLanes ? V::load(pixel) : V::load_partial(pixel, channels);
+          });
           transpose(block);
           T* out = dst + c * layout.plane_pitch + r * layout.row_pitch + phase * layout.pitch + k;
-          for (int m = 0; m < channels; ++m) block[m].store(out + m * layout.plane_pitch);
+          store_rows(block, out, layout.plane_pitch, channels, V::kLanes);
         }
 }
 
@@ -206,10 +223,11 @@ void unpack_planes(const T* src, const StripLayout& layout, int64_t count, int64
         const int pixels = static_cast<int>(cols - j < V::kLanes ? cols - j : V::kLanes);
         const T* in = src + c * layout.plane_pitch + i * layout.row_pitch + j;
         V block[V::kLanes];
-        for (int m = 0; m < V::kLanes; ++m) block[m] = m < channels ? V::load(in + m * layout.plane_pitch) : V::zero();
+        unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+          block[m] = V::load(in + (m < channels ? m.value : channels - 1) * layout.plane_pitch);
+        });
         transpose(block);
-        S* out = corner + i * dst.row + j * dst.column + c;
-        for (int m = 0; m < pixels; ++m) block[m].store_partial(out + m * dst.column, channels);
+        store_rows(block, corner + i * dst.row + j * dst.column + c, dst.column, pixels, channels);
       }
 }
 

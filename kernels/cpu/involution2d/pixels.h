@@ -62,29 +62,74 @@ __attribute__((noinline)) void pixel_tile(const T* map, const T* weight, S* out,
   }
 }
 
-// `count` pixels of a run, `channels` of each.
+// Rows of K taps that stand side by side: pixel p's tap v reads map pixel p + v, so a row of the tile loads
+// kRowPixels + K - 1 vectors for its kRowPixels * K multiply-adds. What a tile of one vector of channels needs, which has no
+// second vector to share its weights with: 8 pixels of 7 taps load (14 + 56) for 56, pixel_tile would load 112.
+constexpr int kRowPixels = 8;
+
+// kRowPixels neighbouring pixels of a run, `lanes` channels; `tap` is the weights' step from one tap of a row to the next,
+// `taps` has the first tap of each of `count` rows.
+template <class T, class S, int K>
+__attribute__((noinline)) void row_tile(const T* map, const T* weight, S* out, const PixelSteps& step, int64_t tap,
+                                        const PixelTap* taps, int64_t count, int lanes) {
+  using V = Vec<T>;
+  V acc[kRowPixels];
+  unroll<kRowPixels>([&](auto p) LGLD_INLINE_LAMBDA { acc[p] = V::zero(); });
+  for (int64_t u = 0; u < count; ++u) {
+    const T *x = map + taps[u * K].map, *w = weight + taps[u * K].weight;
+    unroll<kRowPixels + K - 1>([&](auto q) LGLD_INLINE_LAMBDA {
+      const V pixel = lanes == V::kLanes ? V::load(x) : V::load_partial(x, lanes);
+      x += step.map;
+      hide_origin(x);
+      unroll<kRowPixels>([&](auto p) LGLD_INLINE_LAMBDA {
+        if constexpr (q.value >= p.value && q.value - p.value < K)
+          acc[p] = V::fma(pixel, V::broadcast(w[p * step.weight + (q - p) * tap]), acc[p]);
+      });
+    });
+  }
+  if (lanes == V::kLanes) {
+    unroll<kRowPixels>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store(out + p * step.out); });
+  } else {
+    unroll<kRowPixels>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store_partial(out + p * step.out, lanes); });
+  }
+}
+
+// A run of pixels and the taps that they all have. row_taps: so many taps at a time are rows of neighbours along the run, one
+// pixel of the map and `tap` elements of the weights apart; 0: none are.
+struct PixelRun {
+  PixelSteps step;
+  int64_t count;
+  const PixelTap* taps;
+  int64_t tap_count, row_taps, tap;
+};
+
+// Pixels of a run from number `p` on, kVectors vectors of channels.
 template <class T, class S, int kVectors>
-void pixel_run(const T* map, const T* weight, S* out, const PixelSteps& step, int64_t count, const PixelTap* taps,
-               int64_t tap_count, int last) {
-  int64_t p = 0;
-  for (; p + kTilePixels <= count; p += kTilePixels)
-    pixel_tile<T, S, kTilePixels, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, taps,
-                                            tap_count, last);
-  for (; p < count; ++p)
-    pixel_tile<T, S, 1, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, taps, tap_count,
-                                  last);
+void pixel_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int last) {
+  const PixelSteps& step = run.step;
+  for (; p + kTilePixels <= run.count; p += kTilePixels)
+    pixel_tile<T, S, kTilePixels, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, run.taps,
+                                            run.tap_count, last);
+  for (; p < run.count; ++p)
+    pixel_tile<T, S, 1, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, run.taps,
+                                  run.tap_count, last);
 }
 
 template <class T, class S>
-void pixel_run(const T* map, const T* weight, S* out, const PixelSteps& step, int64_t count, int64_t channels,
-               const PixelTap* taps, int64_t tap_count) {
+void pixel_run(const T* map, const T* weight, S* out, const PixelRun& run, int64_t channels) {
   constexpr int kLanes = Vec<T>::kLanes;
   int64_t c = 0;
   for (; c + kTileVectors * kLanes <= channels; c += kTileVectors * kLanes)
-    pixel_run<T, S, kTileVectors>(map + c, weight, out + c, step, count, taps, tap_count, kLanes);
+    pixel_tiles<T, S, kTileVectors>(map + c, weight, out + c, run, 0, kLanes);
+  const int64_t k = run.row_taps;
+  const auto rows = k == 3 ? row_tile<T, S, 3> : k == 5 ? row_tile<T, S, 5> : k == 7 ? row_tile<T, S, 7> : nullptr;
   for (; c < channels; c += kLanes) {
-    const int last = static_cast<int>(channels - c < kLanes ? channels - c : kLanes);
-    pixel_run<T, S, 1>(map + c, weight, out + c, step, count, taps, tap_count, last);
+    const int lanes = static_cast<int>(channels - c < kLanes ? channels - c : kLanes);
+    int64_t p = 0;
+    for (; rows != nullptr && p + kRowPixels <= run.count; p += kRowPixels)
+      rows(map + c + p * run.step.map, weight + p * run.step.weight, out + c + p * run.step.out, run.step, run.tap, run.taps,
+           run.tap_count / k, lanes);
+    pixel_tiles<T, S, 1>(map + c, weight, out + c, run, p, lanes);
   }
 }
 
@@ -163,12 +208,17 @@ void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const 
       const PixelSteps along{columns.advance * map.column, weight.column, columns.step * out.column};
       const int64_t height = r.end - r.begin, width = c.end - c.begin;
       const bool wide = width >= height;
-      const PixelSteps &line = wide ? down : along, &run = wide ? along : down;
+      const PixelSteps& line = wide ? down : along;
+      PixelRun run{wide ? along : down, wide ? width : height, taps, count, 0, 0};
+      const int64_t row_taps = c.last - c.first;
+      if (wide && row_taps > 1 && taps[1].map - taps[0].map == along.map) {
+        run.row_taps = row_taps;
+        run.tap = taps[1].weight - taps[0].weight;
+      }
       S* corner =
           out.data + (rows.first + r.begin * rows.step) * out.row + (columns.first + c.begin * columns.step) * out.column;
       for (int64_t k = 0; k < (wide ? height : width); ++k)
-        pixel_run(map.data + k * line.map, weight.data + k * line.weight, corner + k * line.out, run, wide ? width : height,
-                  channels, taps, count);
+        pixel_run(map.data + k * line.map, weight.data + k * line.weight, corner + k * line.out, run, channels);
     }
   }
 }

@@ -52,8 +52,15 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
   const bool unit = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1;
   p.channels_last = format.channels_last && !grad_weight;
   p.dense = !p.channels_last && unit && s.kernel_h == s.kernel_w && (s.kernel_h == 3 || s.kernel_h == 5 || s.kernel_h == 7);
-  p.packs_other = widens || (grad_x && !p.channels_last) || (!format.unit_columns && !p.channels_last);
-  p.stages_result = !p.channels_last && (widens || !format.unit_result);
+  // Reading the map in place saves the pass that packs it. 16-bit elements are then widened in registers, each time they are
+  // read: more than twice for the gradient of a window larger than 3 x 3, whose maps are better packed. Weights are worth
+  // packing where 8 blocks of channels or more read them.
+  const bool rereads = grad_weight && s.kernel_h > 3;
+  p.direct = k.masked_windows && p.dense && format.unit_map && (grad_weight || s.group_channels() >= k.dense_channels) &&
+             (!widens || (grad_weight ? format.unit_other && !rereads : format.unit_result));
+  const bool packs_widened = grad_weight ? !p.direct : !p.direct || s.group_channels() >= 8 * k.dense_channels;
+  p.packs_other = p.channels_last ? widens : grad_x || !format.unit_other || (widens && packs_widened);
+  p.stages_result = !p.channels_last && (!format.unit_result || (widens && (!p.direct || grad_weight)));
 
   const int64_t height = grad_x ? s.height : s.out_height;
   const int64_t width = grad_x ? s.width : s.out_width;

@@ -45,6 +45,8 @@ struct Target {
   T* data;
   int64_t plane, row;
 
+  Target(T* at, int64_t plane_pitch, int64_t row_pitch) : data(at), plane(plane_pitch), row(row_pitch) {}
+
   Target(const Involution2dPlan& p, const Strided<S>& result, const Task& t, int64_t channel, void* memory) {
     if constexpr (std::is_same_v<S, T>) {
       if (!p.stages_result) {
