@@ -173,8 +173,8 @@ def _recognise(module: nn.Module) -> _Plan | None:
     names = {*module._modules, *module._parameters}
     for needed, plan in _RECOGNISERS:
         if needed <= names:
-            # A module that only shares the children's names lacks attributes or has others of another kind.
-            with contextlib.suppress(AttributeError, IndexError, TypeError, ValueError):
+            # A module that only shares the children's names lacks attributes, or raises what it likes where they are asked for.
+            with contextlib.suppress(Exception):
                 if found := plan(module):
                     return found
     return None
@@ -217,6 +217,9 @@ def _new(theirs: type[nn.Module], by: type[nn.Module]) -> nn.Module:
 
 def _change(plan: _Plan, module: nn.Module) -> None:
     """The object stays, and with it parameters, buffers, children, hooks, mode, and whoever refers to it."""
+    for name, value in plan.attributes.items():
+        if vars(module).get(name, value) != value:
+            raise AttributeError(f"its attribute {name} means something else")
     module.__class__ = _subclass(type(module), plan.by)
     for name, value in plan.attributes.items():
         object.__setattr__(module, name, value)
@@ -242,12 +245,13 @@ def _copy(module: nn.Module) -> nn.Module:
 
 def _randomise(module: nn.Module) -> None:
     """New parameters and statistics: with initial ones, zeros often, everything might agree."""
-    generator = torch.Generator().manual_seed(1)
+    # On the CPU, whatever the default device is.
+    generator = torch.Generator("cpu").manual_seed(1)
 
     def filled(t: Tensor) -> Tensor:
         if t.dim() < 2:
-            return torch.rand(t.shape, generator=generator, dtype=torch.float64) + 0.5
-        return torch.randn(t.shape, generator=generator, dtype=torch.float64) / math.sqrt(t[0].numel())
+            return torch.rand(t.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5
+        return torch.randn(t.shape, generator=generator, dtype=torch.float64, device="cpu") / math.sqrt(t[0].numel())
 
     for p in module.parameters():
         p.data.copy_(filled(p))
@@ -270,7 +274,7 @@ def _step(module: nn.Module, x: Tensor, training: bool) -> dict[str, Tensor]:
         y = module(x)
         if not isinstance(y, Tensor):
             raise TypeError(f"it returns {type(y).__name__}, not a tensor")
-        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(y)
+        grad = torch.randn(y.shape, generator=torch.Generator("cpu").manual_seed(2), device="cpu").to(y)
         leaves = {"x": x} | dict(module.named_parameters())
         grads = torch.autograd.grad(y, list(leaves.values()), grad, allow_unused=True)
     results = {f"gradient of {name}": g for name, g in zip(leaves, grads, strict=True) if g is not None}
@@ -325,7 +329,7 @@ def _verify(plan: _Plan, module: nn.Module) -> tuple[float, float]:
         raise _Unfit(f"it can't be copied and changed: {_line(error)}") from error
     worst = (0.0, 0.0)
     for i, (shape, training) in enumerate(itertools.product(plan.shapes, (False, True))):
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(tensor)
+        x = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(3), device="cpu").to(tensor)
         mode = "train" if training else "eval"
         try:
             theirs = _attempt("its own forward", copy.deepcopy(original), x, training)

@@ -270,6 +270,24 @@ def parametrized_itself() -> nn.Module:
     return layer
 
 
+def taken_attribute() -> nn.Module:
+    layer = unfolded.DLi14(16, 3, 1)
+    layer._window = "hann"
+    return layer
+
+
+class Raises(nn.Module):
+    """Not an involution, and rude when asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce, self.span, self.unfold = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 9, 1), nn.Unfold(3)
+
+    @property
+    def groups(self) -> int:
+        raise RuntimeError("not built yet")
+
+
 def old_weight_norm() -> nn.Module:
     layer = unfolded.DLi14(16, 3, 1)
     nn.utils.weight_norm(layer.conv2.conv)
@@ -289,6 +307,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "forward of its own": (with_own_forward, ("replaced on the instance",)),
     "parametrized": (parametrized_itself, ("parametrized",)),
     "meta": (lambda: unfolded.DLi14(16, 3, 1).to("meta"), ("meta",)),
+    "attribute taken": (taken_attribute, ("_window",)),
     "uncopyable": (old_weight_norm, ("can't be copied", "deepcopy")),
 }
 
@@ -368,7 +387,7 @@ def test_modules_of_other_kinds_are_not_mentioned() -> None:
             super().__init__()
             self.reduce, self.span, self.groups, self.unfold = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1), 1, nn.Unfold(3)
 
-    assert accelerate(nn.Sequential(Block(), Attention(), Squeeze(), nn.Conv2d(3, 3, 3))) == Report((), ())
+    assert accelerate(nn.Sequential(Block(), Attention(), Squeeze(), Raises(), nn.Conv2d(3, 3, 3))) == Report((), ())
 
 
 def test_parametrized_children_are_fine() -> None:
@@ -424,6 +443,17 @@ def test_under_inference_mode_and_autocast() -> None:
     layer = built(LAYERS["d_li14"][0], torch.float32)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         report = accelerate(layer)
+    assert len(report.replaced) == 1, report
+
+
+def test_under_another_default_device_and_dtype() -> None:
+    layer = built(LAYERS["d_li14"][0], torch.float32)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            report = accelerate(layer)
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert len(report.replaced) == 1, report
 
 
