@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "simd/half.h"
+#include "../simd/half.h"
 
 namespace lgld {
 
