@@ -139,22 +139,37 @@ LGLD_INLINE void sparse_tile(const T* map, int64_t plane_pitch, const T* weight,
   }
 }
 
-// One vector of outputs of `channels` <= kSparseChannelBlock planes into lanes[c][0, kLanes).
-template <class T, bool kPartial>
-__attribute__((noinline)) void sparse_vector(const T* map, int64_t plane_pitch, const T* weight, const TapRun* runs,
-                                             int64_t count, int lanes, T (*out)[Vec<T>::kLanes]) {
-  Vec<T> acc[kSparseChannelBlock];
-  unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c] = Vec<T>::zero(); });
-  sparse_tile<T, kPartial>(map, plane_pitch, weight, runs, count, lanes, acc);
-  unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c].store(out[c]); });
-}
-
 template <class T>
 LGLD_INLINE void store_lanes(Vec<T> value, T* p, int lanes) {
   if (lanes == Vec<T>::kLanes) {
     value.store(p);
   } else {
     value.store_partial(p, lanes);
+  }
+}
+
+// One vector of outputs of `channels` <= kSparseChannelBlock planes to out + c * out_plane + k * out_step, k in [0, lanes).
+template <class T, bool kPartial>
+__attribute__((noinline)) void sparse_vector(const T* map, int64_t plane_pitch, const T* weight, const TapRun* runs,
+                                             int64_t count, T* out, int64_t out_plane, int64_t out_step, int64_t channels,
+                                             int lanes) {
+  using V = Vec<T>;
+  V acc[kSparseChannelBlock];
+  unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c] = V::zero(); });
+  sparse_tile<T, kPartial>(map, plane_pitch, weight, runs, count, lanes, acc);
+  // As in dense_corner, both sides use every accumulator.
+  if (channels == kSparseChannelBlock && lanes == V::kLanes && out_step == 1) {
+    unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c].store(out + c * out_plane); });
+    return;
+  }
+  alignas(64) T tile[kSparseChannelBlock][V::kLanes];
+  unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c].store(tile[c]); });
+  for (int64_t c = 0; c < channels; ++c, out += out_plane) {
+    if (out_step == 1) {
+      store_lanes(V::load(tile[c]), out, lanes);
+    } else {
+      for (int k = 0; k < lanes; ++k) out[k * out_step] = tile[c][k];
+    }
   }
 }
 

@@ -34,7 +34,8 @@ struct Strided {
 // stride s the columns are stored phase by phase (column mod s), so that the outputs' loads stay contiguous.
 struct StripLayout {
   int64_t rows, phases;
-  int64_t pitch;        // elements of one phase of one row, slack for the last whole vector included
+  int64_t filled;       // elements of one phase of one row that outputs depend on, in whole vectors
+  int64_t pitch;        // the same with the slack behind, which the last vectors load and don't use
   int64_t row_pitch;    // phases * pitch
   int64_t plane_pitch;  // elements between planes
 };

@@ -140,11 +140,9 @@ void forward(const Involution2dPlan& p, Strided<const T> x, Strided<const T> wei
       for (int64_t i = 0; i < t.rows; ++i) {
         for (int64_t j = 0; j < t.cols; j += V::kLanes) {
           const int lanes = lanes_left<T>(t.cols - j);
-          alignas(64) T line[kSparseChannelBlock][V::kLanes];
           const auto run = lanes < V::kLanes ? sparse_vector<T, true> : sparse_vector<T, false>;
           run(scratch.map + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, w + i * weight.row + j, scratch.runs, runs,
-              lanes, line);
-          for (int64_t c = 0; c < channels; ++c) store_lanes(V::load(line[c]), out + c * y.channel + i * y.row + j, lanes);
+              out + i * y.row + j, y.channel, 1, channels, lanes);
         }
       }
     }
@@ -208,12 +206,8 @@ void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T>
           const int64_t outputs = ceil_div(t.cols - phase, s.stride_w);
           for (int64_t j = 0; j < outputs; j += V::kLanes) {
             const int lanes = lanes_left<T>(outputs - j);
-            alignas(64) T lane[kSparseChannelBlock][V::kLanes];
-            sparse_vector<T, false>(scratch.map + j, p.map.plane_pitch, scratch.weight + j, scratch.runs, count, lanes, lane);
-            for (int64_t c = 0; c < channels; ++c) {
-              T* line = out + c * result.channel + i * result.row + phase + j * s.stride_w;
-              for (int k = 0; k < lanes; ++k) line[k * s.stride_w] = lane[c][k];
-            }
+            sparse_vector<T, false>(scratch.map + j, p.map.plane_pitch, scratch.weight + j, scratch.runs, count,
+                                    out + i * result.row + phase + j * s.stride_w, result.channel, s.stride_w, channels, lanes);
           }
         }
       }

@@ -9,13 +9,15 @@ constexpr int64_t kCacheLine = 64;
 
 int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
-// `outputs` columns of results, in whole vectors, read up to `reach` columns further.
-StripLayout make_strip(int64_t rows, int64_t phases, int64_t reach, int64_t outputs, int64_t lanes, int64_t element) {
+// `outputs` columns of results depend on up to `reach` columns further; whole vectors of them touch `touched` columns further.
+StripLayout make_strip(int64_t rows, int64_t phases, int64_t reach, int64_t touched, int64_t outputs, int64_t lanes,
+                       int64_t element) {
   StripLayout s{};
   s.rows = rows;
   s.phases = phases;
   const int64_t line = kCacheLine / element;
-  s.pitch = round_up(reach + round_up(outputs, lanes), line);
+  s.filled = round_up(reach + outputs, lanes);
+  s.pitch = round_up(touched + round_up(outputs, lanes), line);
   s.row_pitch = s.phases * s.pitch;
   s.plane_pitch = s.rows * s.row_pitch;
   // Planes a multiple of 4 KiB apart would all fall into the same cache sets.
@@ -70,15 +72,16 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
     // Rows p0 .. p0 + row_tile - 1 of grad_x read rows floor((p0 + ph - reach) / sh) .. floor((p0 + row_tile - 1 + ph) / sh)
     // of grad_y: at most (row_tile - 1 + reach) / sh + 2 of them. The same for columns.
     const int64_t rows = p.dense ? round_up(p.row_tile, k.row_block) + reach_h : (p.row_tile - 1 + reach_h) / s.stride_h + 2;
-    const int64_t reach = touched(reach_w / s.stride_w + 2);
+    const int64_t reach = reach_w / s.stride_w + 2;
     const int64_t outputs = ceil_div(p.col_tile, s.stride_w);
-    p.map = make_strip(rows, 1, reach, outputs, lanes, element);
+    p.map = make_strip(rows, 1, reach, touched(reach), outputs, lanes, element);
     // Dense tiles want each tap's plane moved by that tap, so that it lines up with the result; others address it like the map.
-    p.weight = p.dense ? make_strip(round_up(p.row_tile, k.row_block), 1, 0, outputs, lanes, element) : p.map;
+    p.weight = p.dense ? make_strip(round_up(p.row_tile, k.row_block), 1, 0, 0, outputs, lanes, element) : p.map;
   } else {
     const int64_t rows = (p.dense ? round_up(p.row_tile, k.row_block) - 1 : p.row_tile - 1) * s.stride_h + reach_h + 1;
     const int64_t phases = std::min(s.stride_w, reach_w + 1);
-    p.map = make_strip(rows, phases, touched(reach_w / s.stride_w + 1), p.col_tile, lanes, element);
+    const int64_t reach = reach_w / s.stride_w + 1;
+    p.map = make_strip(rows, phases, reach, touched(reach), p.col_tile, lanes, element);
   }
   // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
   p.planes = pass == Involution2dPass::kGradWeight ? std::min<int64_t>(k.weight_channels, s.group_channels())

@@ -29,6 +29,12 @@ struct Vec<float> {
   LGLD_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   LGLD_INLINE void store_partial(float* p, int n) const { _mm256_maskstore_ps(p, first_words(n), v); }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b. The shuffle works within 128 bits: a0 a2 b0 b2 a4 ...
+  static LGLD_INLINE Vec even(Vec a, Vec b) { return in_order(_mm256_shuffle_ps(a.v, b.v, 0x88)); }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) { return in_order(_mm256_shuffle_ps(a.v, b.v, 0xDD)); }
+  static LGLD_INLINE Vec in_order(__m256 pairs) {
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0xD8))};
+  }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -88,6 +94,8 @@ struct Vec<double> {
   LGLD_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
   LGLD_INLINE void store_partial(double* p, int n) const { _mm256_maskstore_pd(p, first_words(2 * n), v); }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+  static LGLD_INLINE Vec even(Vec a, Vec b) { return {_mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), 0xD8)}; }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) { return {_mm256_permute4x64_pd(_mm256_unpackhi_pd(a.v, b.v), 0xD8)}; }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_pd(a.v, b.v)}; }

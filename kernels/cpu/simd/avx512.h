@@ -30,6 +30,15 @@ struct Vec<float> {
   LGLD_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   LGLD_INLINE void store_partial(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b.
+  static LGLD_INLINE Vec even(Vec a, Vec b) {
+    const __m512i at = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    return {_mm512_permutex2var_ps(a.v, at, b.v)};
+  }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) {
+    const __m512i at = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return {_mm512_permutex2var_ps(a.v, at, b.v)};
+  }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -92,6 +101,12 @@ struct Vec<double> {
   LGLD_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
   LGLD_INLINE void store_partial(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  static LGLD_INLINE Vec even(Vec a, Vec b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0), b.v)};
+  }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(15, 13, 11, 9, 7, 5, 3, 1), b.v)};
+  }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_pd(a.v, b.v)}; }

@@ -44,6 +44,9 @@ struct Vec<float> {
     }
   }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+  // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b.
+  static LGLD_INLINE Vec even(Vec a, Vec b) { return {vuzp1q_f32(a.v, b.v)}; }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) { return {vuzp2q_f32(a.v, b.v)}; }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
@@ -103,6 +106,8 @@ struct Vec<double> {
     if (n > 1) store(p);
   }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
+  static LGLD_INLINE Vec even(Vec a, Vec b) { return {vuzp1q_f64(a.v, b.v)}; }
+  static LGLD_INLINE Vec odd(Vec a, Vec b) { return {vuzp2q_f64(a.v, b.v)}; }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {vaddq_f64(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {vsubq_f64(a.v, b.v)}; }

@@ -23,6 +23,9 @@ struct Vec {
     if (n > 0) *p = v;
   }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+  // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b.
+  static LGLD_INLINE Vec even(Vec a, Vec) { return a; }
+  static LGLD_INLINE Vec odd(Vec, Vec b) { return b; }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
