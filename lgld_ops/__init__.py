@@ -8,9 +8,10 @@ from . import _native, reference
 from .info import build_info, version
 from .network import LGLDNet
 from .nn import Involution2d
+from .ops.ffm import fourier_feature_mixer
 from .ops.involution import involution2d
 
-__all__ = ["Involution2d", "LGLDNet", "build_info", "involution2d", "reference"]
+__all__ = ["Involution2d", "LGLDNet", "build_info", "fourier_feature_mixer", "involution2d", "reference"]
 __version__ = version()
 
 # A forced instruction set that this machine lacks is an error now, not at the first call.

@@ -1,7 +1,6 @@
 // torch.ops.lgld_ops.involution2d and its two gradients on the CPU. Formulas: kernels/cpu/involution2d/involution2d.h.
 #include "kernels/cpu/involution2d/involution2d.h"
 
-#include <sys/mman.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,37 +12,12 @@
 #include <string>
 #include <vector>
 
+#include "csrc/cpu/tensors.h"
 #include "csrc/cpu/variant.h"
 #include "csrc/error.h"
 
 namespace lgld {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-
-std::string shape_text(const Ints& size) {
-  std::string text = "[";
-  for (size_t d = 0; d < size.size(); ++d) text += (d ? ", " : "") + std::to_string(size[d]);
-  return text + "]";
-}
-
-std::string shape_of(const Tensor& t) {
-  Ints size;
-  for (int64_t d = 0; d < t.dim(); ++d) size.push_back(t.size(d));
-  return shape_text(size);
-}
-
-const char* dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    default: return "an integer, boolean, complex or other dtype";
-  }
-}
 
 void check_map(const char* op, const char* name, const Tensor& t) {
   LGLD_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU, like the other argument");
@@ -108,38 +82,9 @@ void check_same_dtype(const char* op, const char* a_name, const Tensor& a, const
              ", but is ", dtype_of(b));
 }
 
-// glibc maps every block of more than 32 MiB afresh, and the first touch of each 4 KiB page costs a fault: 25,000 of them, some
-// 50 ms, for a result of 100 MiB. Asking for 2 MiB pages makes that 50. Advice only: the kernel may decline.
-void advise_huge_pages(const Tensor& t, int64_t bytes) {
-  constexpr int64_t kHugePage = int64_t{2} << 20, kMappedAfresh = int64_t{32} << 20;
-  if (bytes < kMappedAfresh) return;
-  const auto begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = (begin + bytes) / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-}
-
 Tensor allocate(const char* op, const Tensor& like, const Ints& size) {
-  const Ints stride{size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
-  const bool is_double = like.scalar_type() == ScalarType::Double;
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError status = aoti_torch_empty_strided(4, size.data(), stride.data(),
-                                                         is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-                                                         aoti_torch_device_type_cpu(), 0, &handle);
-  LGLD_CHECK(status == AOTI_TORCH_SUCCESS, op, ": a result of shape ", shape_text(size),
-             " could not be allocated; it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
-  const Tensor t(handle);
-  advise_huge_pages(t, size[0] * stride[0] * (is_double ? 8 : 4));
-  return t;
-}
-
-template <class T>
-Strided<const T> read(const Tensor& t) {
-  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-template <class T>
-Strided<T> write(const Tensor& t) {
-  return {static_cast<T*>(t.mutable_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+  return lgld::allocate(op, size, {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1}, like.scalar_type(),
+                  "it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
 }
 
 // A tensor that a kernel reads in place needs neighbouring columns in neighbouring elements.
@@ -152,10 +97,6 @@ Tensor with_unit_columns(const char* op, const char* name, const Tensor& t) {
          ", whose columns are not adjacent in memory");
   }
 }
-
-struct FreeDeleter {
-  void operator()(void* p) const { std::free(p); }
-};
 
 template <class T>
 void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<T> kernel, const Tensor& a, const Tensor& b,

@@ -8,6 +8,8 @@
 #pragma once
 #include <cstdint>
 
+#include "../strided.h"
+
 namespace lgld {
 
 struct Involution2dShape {
@@ -21,14 +23,6 @@ struct Involution2dShape {
 };
 
 enum class Involution2dPass { kForward, kGradX, kGradWeight };
-
-// An NCHW tensor: strides in elements. The column stride is free where a kernel packs the tensor and 1 where it reads it
-// in place: forward reads `weight`, grad_weight reads `grad_y` in place.
-template <class T>
-struct Strided {
-  T* data;
-  int64_t batch, channel, row, column;
-};
 
 // Zero-padded copy of some rows of some planes, in which every tap of every output is a plain vector load. With a column
 // stride s the columns are stored phase by phase (column mod s), so that the outputs' loads stay contiguous.
@@ -59,6 +53,8 @@ struct Involution2dKernels {
   int dense_channels;   // channels of a dense register tile: they share the loads of the weights
   int sparse_channels;  // the same where stride, dilation or kernel size rule the dense tile out
   int weight_channels;  // channels that grad_weight packs at a time
+  // The column stride of an operand is free where a kernel packs it and 1 where it reads it in place: forward reads `weight`,
+  // grad_weight reads `grad_y` in place.
   template <class Out>
   using Run = void (*)(const Involution2dPlan&, Strided<const Out> a, Strided<const Out> b, Strided<Out> out, int64_t begin,
                        int64_t end, void* scratch);
