@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from . import reference
+from .mixer import FourierFeatureMixer
 from .nn import Involution2d
 
 
 class LGLDNet(reference.LGLDNet):
-    """LGLD-Net, same constructor, state-dict keys and results as `lgld_ops.reference.LGLDNet`, with `Involution2d` in its stem.
+    """LGLD-Net, same constructor, state-dict keys and results as `lgld_ops.reference.LGLDNet`, with this package's layers in its
+    stems: `Involution2d` and `FourierFeatureMixer`.
 
     Args:
         in_channels: channels of the image, 3 for RGB.
@@ -16,3 +18,4 @@ class LGLDNet(reference.LGLDNet):
     """
 
     involution_type = Involution2d
+    mixer_type = FourierFeatureMixer

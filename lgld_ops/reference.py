@@ -312,10 +312,12 @@ class LGLDNet(nn.Module):
         num_classes: at least 1.
 
     A subclass that sets ``involution_type`` to another layer with the state-dict keys of ``InvolutionLayer``
-    is the same network with that layer in the local stem.
+    is the same network with that layer in the local stem; `mixer_type`, with the keys of
+    ``FourierFeatureMixer``, likewise.
     """
 
     involution_type: ClassVar[type[nn.Module]] = InvolutionLayer
+    mixer_type: ClassVar[type[nn.Module]] = FourierFeatureMixer
 
     def __init__(self, in_channels: int = 3, base_channels: int = 64, num_classes: int = 4) -> None:
         super().__init__()
@@ -324,7 +326,7 @@ class LGLDNet(nn.Module):
         if _count("base_channels", base_channels, minimum=4) % 2:
             raise ValueError(f"base_channels must be even, got {base_channels}")
         self.local_stem = IPS(in_channels, base_channels, involution_type=self.involution_type)
-        self.global_stem = FourierFeatureMixer(in_channels, base_channels)
+        self.global_stem = self.mixer_type(in_channels, base_channels)
         self.lfa = LFA(base_channels)
         self.gce = GCE(base_channels)
         self.lgfm = LGFM(base_channels)
