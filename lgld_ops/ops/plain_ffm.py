@@ -44,7 +44,9 @@ def fourier_feature_mixer(
     w = to(weight).flatten(1)
     rows, columns = position_terms(x.shape[2], x.shape[3], stride, grid)
     z = torch.einsum("ck,bkij->bcij", w[:, :inputs], grid)
-    z = z + (torch.einsum("ck,kij->cij", w[:, inputs : inputs + 2], rows) + torch.einsum("ck,kij->cij", w[:, inputs + 2 :], columns))
+    z = z + (
+        torch.einsum("ck,kij->cij", w[:, inputs : inputs + 2], rows) + torch.einsum("ck,kij->cij", w[:, inputs + 2 :], columns)
+    )
     if bias is not None:
         z = z + to(bias)[:, None, None]
     z = z * torch.cat([to(fourier_weight_real), to(fourier_weight_imag)])[:, None, None]

@@ -38,6 +38,8 @@ struct FfmPlan {
   int64_t scratch_bytes;  // a thread, aligned to 64
 };
 constexpr int64_t kMostTasks = 64;
+// Vectors of sums for each channel of the image that a thread's scratch has room for.
+constexpr int64_t kSumVectors = 4;
 
 // The folded map u[c] = slope[c] . f' + offset[c], where f' has `centre` taken from the image's features.
 struct FfmFold {

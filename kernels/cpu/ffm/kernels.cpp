@@ -10,6 +10,7 @@ namespace {
 
 // Channels whose sums a backward tile keeps in registers: kIn + 3 each.
 constexpr int kBlock = kVectorRegisters >= 32 ? 2 : 1;
+static_assert(2 * kBlock <= kSumVectors);
 
 template <class T>
 LGLD_INLINE T as(T value, T) {
@@ -43,8 +44,8 @@ LGLD_INLINE void each_strip(const FfmPlan& p, int64_t t, F f) {
   for (int64_t index = begin; index < (end < p.strips ? end : p.strips); ++index) f(strip_at(p, index), index);
 }
 
-// Planes [inputs][rows][out_width], then the columns' sin and cos, then a row for results; zeros behind each of the three, so
-// that whole vectors can be read. Then room for sums.
+// Room for sums, then planes [inputs][rows][out_width], then the columns' sin and cos, then a row for results; zeros behind
+// each of the three, so that whole vectors can be read.
 template <class T>
 struct Scratch {
   T *planes, *sin, *cos, *row;
@@ -53,7 +54,7 @@ struct Scratch {
 
   Scratch(const FfmPlan& p, const FfmFold& fold, void* memory) : width(p.shape.out_width), inputs(p.shape.inputs) {
     sums = static_cast<Vec<T>*>(memory);
-    planes = reinterpret_cast<T*>(static_cast<char*>(memory) + 2 * inputs * 64);
+    planes = reinterpret_cast<T*>(static_cast<char*>(memory) + kSumVectors * inputs * 64);
     sin = planes + inputs * p.plane + kLine<T>;
     cos = sin + width;
     row = cos + width + kLine<T>;
@@ -205,13 +206,13 @@ LGLD_INLINE Vec<T> row_term(const FfmFold& fold, const FfmShape& s, const double
   return broadcast<T>(slope[s.inputs] * fold.rows[row] + slope[s.inputs + 1] * fold.rows[s.out_height + row] + offset);
 }
 
-// f(j, lanes) for the vectors of a row; the last one may have fewer lanes, and its own copy of f.
+// f(j, lanes) for the vectors of columns [begin, end) of a row; the last one may have fewer lanes, and its own copy of f.
 template <class T, class F>
-LGLD_INLINE void each_vector(int64_t width, F f) {
+LGLD_INLINE void each_vector(int64_t begin, int64_t end, F f) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
-  int64_t j = 0;
-  for (; j + kLanes <= width; j += kLanes) f(j, Int<kLanes>{});
-  if (j < width) f(j, static_cast<int>(width - j));
+  int64_t j = begin;
+  for (; j + kLanes <= end; j += kLanes) f(j, Int<kLanes>{});
+  if (j < end) f(j, static_cast<int>(end - j));
 }
 
 template <class V, class E>
@@ -262,8 +263,9 @@ __attribute__((noinline)) void forward_plane(const FfmPlan& p, const FfmFold& fo
     const Vec<T> row = row_term<T>(fold, s, folded, fold.offset[c], strip.row + r);
     E* const result = row_of(y, strip.image, c, strip.row + r);
     E* const out = y.column == 1 ? result : row_buffer;
-    each_vector<T>(s.out_width, [&](int64_t j, auto lanes)
-                                    LGLD_INLINE_LAMBDA { store_lanes(silu<T>(slope.at(pixels, row, j)), out + j, lanes); });
+    each_vector<T>(0, s.out_width, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
+      store_lanes(silu<T>(slope.at(pixels, row, j)), out + j, lanes);
+    });
     if (y.column != 1)
       for (int64_t j = 0; j < s.out_width; ++j) result[j * y.column] = row_buffer[j];
   }
@@ -284,53 +286,73 @@ void forward(const FfmPlan& p, Strided<const E> x, const FfmFold& fold, Strided<
 
 // --- backward ---------------------------------------------------------------------------------------------------------
 
-// Sums of g_u times the image's features: in registers, or in scratch where their number is not known.
+// Vectors whose products are added up before the sum joins that of the runs before: an error grows with the number of additions
+// in a row, and 8 rows of 112 columns are 224 of them with 4 lanes.
+constexpr int64_t kRun = 16;
+
+// Sums over some pixels of g_u, g_u times the columns' terms and g_u times the image, one channel's: in registers, or those of
+// the image in scratch where its number of channels is not known.
 template <class T, int kIn>
-struct ImageSums {
-  Vec<T> sum[kIn];
-  LGLD_INLINE ImageSums(Vec<T>*, int64_t) {
-    unroll<kIn>([&](auto k) LGLD_INLINE_LAMBDA { sum[k] = Vec<T>::zero(); });
+struct Sums {
+  Vec<T> all, col_sin, col_cos, image[kIn > 0 ? kIn : 1];
+  Vec<T>* many;
+
+  template <class F>
+  static LGLD_INLINE void each_input(int64_t inputs, F f) {
+    if constexpr (kIn > 0) {
+      unroll<kIn>(f);
+    } else {
+      for (int64_t k = 0; k < inputs; ++k) f(k);
+    }
   }
-};
-template <class T>
-struct ImageSums<T, 0> {
-  Vec<T>* sum;
-  LGLD_INLINE ImageSums(Vec<T>* room, int64_t inputs) : sum(room) {
-    for (int64_t k = 0; k < inputs; ++k) sum[k] = Vec<T>::zero();
+  LGLD_INLINE Vec<T>& at(int64_t k) {
+    if constexpr (kIn > 0) {
+      return image[k];
+    } else {
+      return many[k];
+    }
+  }
+  LGLD_INLINE void clear(Vec<T>* room, int64_t inputs) {
+    many = room;
+    all = col_sin = col_cos = Vec<T>::zero();
+    each_input(inputs, [&](auto k) LGLD_INLINE_LAMBDA { at(k) = Vec<T>::zero(); });
+  }
+  LGLD_INLINE void add(Sums& other, int64_t inputs) {
+    all = all + other.all;
+    col_sin = col_sin + other.col_sin;
+    col_cos = col_cos + other.col_cos;
+    each_input(inputs, [&](auto k) LGLD_INLINE_LAMBDA { at(k) = at(k) + other.at(k); });
   }
 };
 
 // kChannels planes of one strip from channel c on. `projected` has the packed planes' layout.
 template <class T, class E, int kIn, int kChannels>
 __attribute__((noinline)) void backward_planes(const FfmPlan& p, const FfmFold& fold, const Scratch<T>& scratch,
-                                               const Strip& strip, int64_t c, const Strided<const E>& grad_y, double* sums,
+                                               const Strip& strip, int64_t c, const Strided<const E>& grad_y, double* record,
                                                T* projected) {
   using V = Vec<T>;
+  static_assert(kChannels <= 2, "first and last are all of them");
   const FfmShape& s = p.shape;
   const int64_t features = s.features(), plane = strip.rows * s.out_width;
   const double* folded = fold.slope + c * features;
   const auto each = [&](auto f) LGLD_INLINE_LAMBDA { unroll<kChannels>(f); };
-  const auto each_input = [&](auto f) LGLD_INLINE_LAMBDA {
-    if constexpr (kIn > 0) {
-      unroll<kIn>(f);
-    } else {
-      for (int64_t k = 0; k < s.inputs; ++k) f(k);
-    }
-  };
+  const auto each_input = [&](auto f) LGLD_INLINE_LAMBDA { Sums<T, kIn>::each_input(s.inputs, f); };
   const Slope<T, kIn> first(folded, s.inputs), last(folded + (kChannels - 1) * features, s.inputs);
-  ImageSums<T, kIn> image_first(scratch.sums, s.inputs), image_last(scratch.sums + (kChannels - 1) * s.inputs, s.inputs);
   const auto slope = [&](auto m) LGLD_INLINE_LAMBDA -> const Slope<T, kIn>& { return m.value == 0 ? first : last; };
-  const auto image = [&](auto m) LGLD_INLINE_LAMBDA -> ImageSums<T, kIn>& { return m.value == 0 ? image_first : image_last; };
-  V all[kChannels], row_sin[kChannels], row_cos[kChannels], col_sin[kChannels], col_cos[kChannels];
-  each([&](auto m) LGLD_INLINE_LAMBDA { all[m] = row_sin[m] = row_cos[m] = col_sin[m] = col_cos[m] = V::zero(); });
+  Sums<T, kIn> strip_sums[kChannels];
+  V row_sin[kChannels], row_cos[kChannels];
+  each([&](auto m) LGLD_INLINE_LAMBDA {
+    strip_sums[m].clear(scratch.sums + 2 * m * s.inputs, s.inputs);
+    row_sin[m] = row_cos[m] = V::zero();
+  });
   E* const row_buffer = reinterpret_cast<E*>(scratch.row);
   for (int64_t r = 0; r < strip.rows; ++r) {
     const Pixels<T, kIn> pixels{scratch.planes + r * s.out_width, scratch.sin, scratch.cos, plane, s.inputs};
-    V row[kChannels], row_sum[kChannels];
+    const V sin = broadcast<T>(fold.rows[strip.row + r]), cos = broadcast<T>(fold.rows[s.out_height + strip.row + r]);
+    V row[kChannels];
     const E* grad[kChannels];
     each([&](auto m) LGLD_INLINE_LAMBDA {
       row[m] = row_term<T>(fold, s, folded + m * features, fold.offset[c + m], strip.row + r);
-      row_sum[m] = V::zero();
       const E* const source = row_of(grad_y, strip.image, c + m, strip.row + r);
       grad[m] = source;
       if (grad_y.column != 1) {
@@ -339,45 +361,49 @@ __attribute__((noinline)) void backward_planes(const FfmPlan& p, const FfmFold& 
         grad[m] = copy;
       }
     });
-    each_vector<T>(s.out_width, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
-      V g[kChannels];
-      each([&](auto m) LGLD_INLINE_LAMBDA {
-        g[m] = load_lanes<V>(grad[m] + j, lanes) * silu_derivative<T>(slope(m).at(pixels, row[m], j));
-        row_sum[m] = row_sum[m] + g[m];
-        col_sin[m] = V::fma(g[m], V::load(pixels.sin + j), col_sin[m]);
-        col_cos[m] = V::fma(g[m], V::load(pixels.cos + j), col_cos[m]);
-        each_input([&](auto k) LGLD_INLINE_LAMBDA { image(m).sum[k] = V::fma(g[m], pixels.feature(k, j), image(m).sum[k]); });
-      });
-      if (projected == nullptr) return;
-      each_input([&](auto k) LGLD_INLINE_LAMBDA {
-        T* const at = projected + k * plane + r * s.out_width + j;
-        V sum = load_lanes<V>(at, lanes);
+    for (int64_t begin = 0; begin < s.out_width; begin += kRun * V::kLanes) {
+      const int64_t end = begin + kRun * V::kLanes < s.out_width ? begin + kRun * V::kLanes : s.out_width;
+      Sums<T, kIn> sums[kChannels];
+      each([&](auto m) LGLD_INLINE_LAMBDA { sums[m].clear(scratch.sums + (2 * m + 1) * s.inputs, s.inputs); });
+      each_vector<T>(begin, end, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
+        V g[kChannels];
         each([&](auto m) LGLD_INLINE_LAMBDA {
-          if constexpr (kIn > 0) {
-            sum = V::fma(slope(m).image[k], g[m], sum);
-          } else {
-            sum = V::fma(broadcast<T>(slope(m).all[k]), g[m], sum);
-          }
+          g[m] = load_lanes<V>(grad[m] + j, lanes) * silu_derivative<T>(slope(m).at(pixels, row[m], j));
+          sums[m].all = sums[m].all + g[m];
+          sums[m].col_sin = V::fma(g[m], V::load(pixels.sin + j), sums[m].col_sin);
+          sums[m].col_cos = V::fma(g[m], V::load(pixels.cos + j), sums[m].col_cos);
+          each_input([&](auto k) LGLD_INLINE_LAMBDA { sums[m].at(k) = V::fma(g[m], pixels.feature(k, j), sums[m].at(k)); });
         });
-        store_lanes(sum, at, lanes);
+        if (projected == nullptr) return;
+        each_input([&](auto k) LGLD_INLINE_LAMBDA {
+          T* const at = projected + k * plane + r * s.out_width + j;
+          V sum = load_lanes<V>(at, lanes);
+          each([&](auto m) LGLD_INLINE_LAMBDA {
+            if constexpr (kIn > 0) {
+              sum = V::fma(slope(m).image[k], g[m], sum);
+            } else {
+              sum = V::fma(broadcast<T>(slope(m).all[k]), g[m], sum);
+            }
+          });
+          store_lanes(sum, at, lanes);
+        });
       });
-    });
-    const V sin = broadcast<T>(fold.rows[strip.row + r]), cos = broadcast<T>(fold.rows[s.out_height + strip.row + r]);
-    each([&](auto m) LGLD_INLINE_LAMBDA {
-      all[m] = all[m] + row_sum[m];
-      row_sin[m] = V::fma(row_sum[m], sin, row_sin[m]);
-      row_cos[m] = V::fma(row_sum[m], cos, row_cos[m]);
-    });
+      each([&](auto m) LGLD_INLINE_LAMBDA {
+        row_sin[m] = V::fma(sums[m].all, sin, row_sin[m]);
+        row_cos[m] = V::fma(sums[m].all, cos, row_cos[m]);
+        strip_sums[m].add(sums[m], s.inputs);
+      });
+    }
   }
   each([&](auto m) LGLD_INLINE_LAMBDA {
-    double* const record = sums + (c + m) * (1 + features);
-    record[0] += horizontal_sum<T>(all[m]);
-    each_input([&](auto k) LGLD_INLINE_LAMBDA { record[1 + k] += horizontal_sum<T>(image(m).sum[k]); });
-    double* const position = record + 1 + s.inputs;
+    double* const sums = record + (c + m) * (1 + features);
+    sums[0] += horizontal_sum<T>(strip_sums[m].all);
+    each_input([&](auto k) LGLD_INLINE_LAMBDA { sums[1 + k] += horizontal_sum<T>(strip_sums[m].at(k)); });
+    double* const position = sums + 1 + s.inputs;
     position[0] += horizontal_sum<T>(row_sin[m]);
     position[1] += horizontal_sum<T>(row_cos[m]);
-    position[2] += horizontal_sum<T>(col_sin[m]);
-    position[3] += horizontal_sum<T>(col_cos[m]);
+    position[2] += horizontal_sum<T>(strip_sums[m].col_sin);
+    position[3] += horizontal_sum<T>(strip_sums[m].col_cos);
   });
 }
 
@@ -429,7 +455,7 @@ void grad_x(const FfmPlan& p, Strided<const E> x, const FfmFold& fold, const Ffm
           const Pixels<T, 0> pixels{scratch.planes + r * s.out_width, scratch.sin, scratch.cos, plane, s.inputs};
           const V row = row_term<T>(fold, s, folded, correction.offset[k], strip.row + r);
           const T* const at = sums + k * plane + r * s.out_width;
-          each_vector<T>(s.out_width, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
+          each_vector<T>(0, s.out_width, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
             store_lanes(load_lanes<V>(at + j, lanes) - slope.at(pixels, row, j), row_buffer + j, lanes);
           });
           // The strip's rows of the image: the row that was read and those up to the next one.

@@ -36,7 +36,7 @@ FfmPlan plan_ffm(const FfmShape& s, bool is_double) {
   p.projected = p.strips * s.inputs * p.plane;
   // Packed planes, two rows of position terms, two rows of results, sums of a block of channels; a cache line or two behind
   // each, since whole vectors are read.
-  const int64_t vectors = 2 * (s.inputs * kCacheLine);
+  const int64_t vectors = kSumVectors * s.inputs * kCacheLine;
   const int64_t elements = s.inputs * p.plane + 4 * s.out_width;
   p.scratch_bytes = ceil_of(elements * element, kCacheLine) * kCacheLine + vectors + 12 * kCacheLine;
   return p;
