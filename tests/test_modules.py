@@ -199,9 +199,21 @@ def test_padding_that_fits_no_kernel_map_is_an_error(padding: Any) -> None:
     assert "6 x 7" in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_reduced_precision_modules(dtype: torch.dtype) -> None:
+    layer = Involution2d(8).to(dtype)
+    x = torch.randn(1, 8, 5, 5, dtype=dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    wide = Involution2d(8).double()
+    wide.load_state_dict(layer.state_dict())
+    # The kernel map's three roundings dominate.
+    torch.testing.assert_close(y.double(), wide(x.double()), rtol=0, atol=16 * torch.finfo(dtype).eps)
+
+
 def test_modules_for_other_dtypes_say_so() -> None:
-    with pytest.raises(RuntimeError, match="bfloat16"):
-        Involution2d(8).bfloat16()(torch.zeros(1, 8, 5, 5, dtype=torch.bfloat16))
+    with pytest.raises(RuntimeError, match="must be float32, float64, float16 or bfloat16"):
+        lgld_ops.involution2d(torch.zeros(1, 8, 5, 5, dtype=torch.int32), torch.zeros(1, 9, 5, 5, dtype=torch.int32), 3, 1, 1)
 
 
 # --- what people do to modules ----------------------------------------------------------------------------------------

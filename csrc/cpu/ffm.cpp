@@ -201,20 +201,9 @@ Folded fold(const Arguments& a, const FfmPlan& plan, const FfmTyped<T, E>& kerne
   return f;
 }
 
-bool is_channels_last(const Tensor& x) {
-  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
-  const auto strides_are = [&](int64_t s1, int64_t s2, int64_t s3, int64_t s0) {
-    return (c == 1 || x.stride(1) == s1) && (h == 1 || x.stride(2) == s2) && (w == 1 || x.stride(3) == s3) &&
-           (x.size(0) <= 1 || x.stride(0) == s0);
-  };
-  return strides_are(1, w * c, c, h * w * c) && !strides_are(h * w, w, 1, c * h * w);
-}
-
-// A map in the memory format of x: channels_last where x is, and is not contiguous as well; else contiguous.
-Tensor allocate_map(const char* op, const Tensor& x, const Ints& size) {
-  const int64_t c = size[1], h = size[2], w = size[3];
-  const Ints stride = is_channels_last(x) ? Ints{h * w * c, 1, w * c, c} : Ints{c * h * w, h * w, w, 1};
-  return allocate(op, size, stride, x.scalar_type(), "it follows from the sizes of x and weight and from stride");
+// A map in dtype and memory format of x.
+Tensor map_like(const char* op, const Tensor& x, const Ints& size) {
+  return allocate_map(op, x, size, "it follows from the sizes of x and weight and from stride");
 }
 
 // f(kernels) with the kernels of x's dtype.
@@ -236,7 +225,7 @@ std::tuple<Tensor, Tensor, Tensor> fourier_feature_mixer(const Tensor& x, const 
   const Arguments a = gather("fourier_feature_mixer", x, weight, bias, real, imag, bn_weight, bn_bias, running_mean,
                              running_var, training, eps, stride);
   const FfmShape& s = a.shape;
-  const Tensor y = allocate_map(a.op, x, {s.batch, s.channels, s.out_height, s.out_width});
+  const Tensor y = map_like(a.op, x, {s.batch, s.channels, s.out_height, s.out_width});
   const FfmPlan plan = plan_ffm(s, a.wide);
   const ScalarType statistic = a.wide ? ScalarType::Double : ScalarType::Float;
   const int64_t given = training ? s.channels : 0;
@@ -284,7 +273,7 @@ SevenTensors fourier_feature_mixer_backward(const Tensor& grad_y, const Tensor& 
   Doubles g_weight = room(s.channels * s.features()), g_bias = room(s.channels), g_modulation = room(s.channels),
           g_bn_weight = room(s.channels), g_bn_bias = room(s.channels), slope = room(s.inputs * s.features()),
           offset = room(s.inputs);
-  const Tensor grad_x = need_x ? allocate_map(a.op, x, {s.batch, s.inputs, s.height, s.width})
+  const Tensor grad_x = need_x ? map_like(a.op, x, {s.batch, s.inputs, s.height, s.width})
                                : allocate(a.op, {0}, {1}, x.scalar_type(), "it is empty");
   if (s.batch > 0) {
     dispatch(x, [&](const auto& kernels) {

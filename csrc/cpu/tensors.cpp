@@ -58,4 +58,13 @@ Tensor allocate(const char* op, const Ints& size, const Ints& stride, ScalarType
   return t;
 }
 
+bool is_channels_last(const Tensor& t) { return t.size(1) > 1 && t.stride(1) == 1 && t.stride(3) != 1; }
+
+Tensor allocate_map(const char* op, const Tensor& like, const Ints& size, const char* consequence) {
+  const int64_t channels = size[1], height = size[2], width = size[3];
+  const Ints stride = is_channels_last(like) ? Ints{channels * height * width, 1, channels * width, channels}
+                                             : Ints{channels * height * width, height * width, width, 1};
+  return allocate(op, size, stride, like.scalar_type(), consequence);
+}
+
 }  // namespace lgld

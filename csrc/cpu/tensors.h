@@ -24,6 +24,13 @@ const char* dtype_of(const Tensor& t);
 // follows from.
 Tensor allocate(const char* op, const Ints& size, const Ints& stride, ScalarType dtype, const char* consequence);
 
+// Whether a map's channels are neighbours and its columns are not: results then have the memory format torch.channels_last,
+// like those of torch's own operators. lgld_ops/ops/involution.py has the same rule for fake tensors.
+bool is_channels_last(const Tensor& t);
+
+// A map [B, C, H, W] in dtype and memory format of `like`.
+Tensor allocate_map(const char* op, const Tensor& like, const Ints& size, const char* consequence);
+
 template <class T>
 Strided<const T> read(const Tensor& t) {
   return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import plain, plain_ffm
-from .involution import _transforming
+from .involution import _memory_format, _transforming
 from .schemas import LIBRARY, NAMESPACE
 
 _ops = torch.ops.lgld_ops
@@ -102,7 +102,7 @@ def _check_arguments(
 
 
 def _new_map(x: Tensor, size: list[Any]) -> Tensor:
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=plain_ffm.memory_format_of(x))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
 
 
 @torch.library.register_fake(_NAME)
@@ -151,7 +151,8 @@ def _plain_forward(x: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Te
     args = _complete(arguments, named)
     _check_arguments("fourier_feature_mixer", x, *args)
     plain.warn_once(x.device.type)
-    return plain_ffm.fourier_feature_mixer(x, *args)
+    y, mean, var = plain_ffm.fourier_feature_mixer(x, *args)
+    return y.contiguous(memory_format=_memory_format(x)), mean, var
 
 
 def _differentiate(grad_y: Tensor, x: Tensor, args: tuple[Any, ...], need_x: bool) -> tuple[Tensor | None, ...]:
@@ -175,7 +176,7 @@ def _plain_backward(grad_y: Tensor, x: Tensor, *arguments: Any, **named: Any) ->
     args, need_x = _complete_backward(arguments, named)
     found = _differentiate(grad_y, x, args, need_x)
     grads = [x.new_empty(0) if g is None else g for g in found]
-    return grads[0].contiguous(memory_format=plain_ffm.memory_format_of(x)) if need_x else grads[0], *grads[1:]
+    return grads[0].contiguous(memory_format=_memory_format(x)) if need_x else grads[0], *grads[1:]
 
 
 LIBRARY.impl("fourier_feature_mixer", _plain_forward, "CompositeExplicitAutograd")

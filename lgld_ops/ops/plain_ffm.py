@@ -65,11 +65,4 @@ def fourier_feature_mixer(
     u = (z - mean[:, None, None]) * scale[:, None, None]
     if bn_bias is not None:
         u = u + to(bn_bias)[:, None, None]
-    y = F.silu(u).to(x.dtype)
-    return y.contiguous(memory_format=memory_format_of(x)), *given
-
-
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """channels_last where x is that and is not contiguous as well, else contiguous."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    return F.silu(u).to(x.dtype), *given
