@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 
 from ._layer import InvolutionBase, Window, pair
 from .compat import christophreich1996, d_li14, holocron, shikishima, timm
+from .mixer import FourierFeatureMixer
 from .nn import Involution2d
 
 __all__ = ["Left", "Replaced", "Report", "accelerate"]
@@ -156,17 +157,28 @@ def _lgld_net(m: Any) -> _Plan | None:
     )  # fmt: skip
 
 
+def _fourier_feature_mixer(m: Any) -> _Plan | None:
+    channels, stride = m.proj.in_channels - 4, m.proj.stride[0]
+    attributes = {"in_channels": channels, "out_channels": m.proj.out_channels, "stride": stride}
+    if not hasattr(m, "act"):
+        attributes["act"] = nn.SiLU()
+    # The published code computes its sines in float32, whatever the dtype of x.
+    unit = torch.finfo(torch.float32).eps
+    return _Plan(FourierFeatureMixer, attributes, ((2, channels, 9, 14),), unit) if channels > 0 else None
+
+
 _RECOGNISERS: tuple[tuple[frozenset[str], Callable[[Any], _Plan | None]], ...] = (
     # The children and parameters that a module must have, and who looks closer.
     (frozenset({"reduce_mapping", "sigma_mapping", "span_mapping", "initial_mapping"}), _christophreich1996),
     (frozenset({"conv1", "conv2"}), _d_li14),
     (frozenset({"reduce", "span"}), _holocron),
     (frozenset({"reduce", "shared_mlp"}), _lgld_net),
+    (frozenset({"proj", "bn", "fourier_weight_real", "fourier_weight_imag"}), _fourier_feature_mixer),
 )
 
 
 # What computes with our ops already.
-_OURS = (InvolutionBase,)
+_OURS = (InvolutionBase, FourierFeatureMixer)
 
 
 def _recognise(module: nn.Module) -> _Plan | None:
@@ -368,17 +380,18 @@ def _compiled(module: nn.Module) -> bool:
 
 
 def _public_name(by: type[nn.Module]) -> str:
-    return f"{by.__module__}.{by.__qualname__}".replace("lgld_ops.nn.", "lgld_ops.")
+    return f"{by.__module__}.{by.__qualname__}".replace("lgld_ops.nn.", "lgld_ops.").replace("lgld_ops.mixer.", "lgld_ops.")
 
 
 def accelerate(model: nn.Module) -> Report:
-    """Make every involution in `model` compute with this package's ops, in place.
+    """Make every involution and Fourier feature mixer in `model` compute with this package's ops, in place.
 
-    Recognised by structure, wherever its class is defined and whatever it is called: LGLD-Net's `InvolutionLayer` and the
-    involutions that `lgld_ops.compat` lists. A recognised module stays the very object it is. Only its class becomes a subclass
-    of it and of ours with our `forward`, so that parameters, buffers, children, hooks, device, dtype, mode, the optimiser's
-    references, shared modules, methods of its class, and `isinstance` of it stay as they are; so can `model` itself be one.
-    Copies and pickles of the model keep the change (pickles need its classes to be importable, as before).
+    Recognised by structure, wherever its class is defined and whatever it is called: LGLD-Net's `InvolutionLayer` and
+    `FourierFeatureMixer`, and the involutions that `lgld_ops.compat` lists. A recognised module stays the very object it is.
+    Only its class becomes a subclass of it and of ours with our `forward`, so that parameters, buffers, children, hooks,
+    device, dtype, mode, the optimiser's references, shared modules, methods of its class, and `isinstance` of it stay as they
+    are; so can `model` itself be one. Copies and pickles of the model keep the change (pickles need its classes to be
+    importable, as before).
 
     Before that, a copy with random weights and a changed copy of that copy are run in eval and in train mode, forward and
     backward, on random input, in float64 and in the model's dtype. It is changed only where output, gradients and buffers

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ops import plain_ffm
+
 __all__ = ["decompositions", "export_onnx"]
 
 
@@ -52,9 +54,14 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     """What each op of this package is in ATen's operators, for `torch.export.ExportedProgram.run_decompositions`.
 
     ``torch.export.export(model.eval(), args).run_decompositions(lgld_ops.decompositions())`` is a program that needs no
-    lgld_ops where it runs. float16 and bfloat16 are summed in float32, as by the op. Formula: `lgld_ops.involution2d`.
+    lgld_ops where it runs. float16 and bfloat16 are summed in float32, as by the ops. Formulas: `lgld_ops.involution2d`,
+    `lgld_ops.fourier_feature_mixer`.
     """
-    return {torch.ops.lgld_ops.involution2d.default: _involution2d}
+    ops = torch.ops.lgld_ops
+    return {
+        ops.involution2d.default: _involution2d,
+        ops.fourier_feature_mixer.default: plain_ffm.fourier_feature_mixer,
+    }
 
 
 def export_onnx(

@@ -503,6 +503,62 @@ def test_random_layers(data: st.DataObject) -> None:
             original(x)
 
 
+# --- LGLD-Net's Fourier feature mixer -----------------------------------------------------------------------------------
+
+
+class Mixer(nn.Module):
+    """The block as somebody else writes it: names of its state dict, no module for SiLU."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 16, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels + 4, out_channels, 1, stride=2)
+        self.bn = nn.BatchNorm2d(out_channels, momentum=momentum)
+        self.fourier_weight_real = nn.Parameter(torch.randn(out_channels // 2))
+        self.fourier_weight_imag = nn.Parameter(torch.randn(out_channels // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.proj(torch.cat([x, reference.FourierFeatureMixer.position_maps(x)], 1))
+        factor = torch.cat([self.fourier_weight_real, self.fourier_weight_imag])
+        return F.silu(self.bn(z * factor[:, None, None]))
+
+
+class Imaginary(Mixer):
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.proj(torch.cat([x, reference.FourierFeatureMixer.position_maps(x)], 1))
+        factor = torch.cat([self.fourier_weight_imag, self.fourier_weight_real])
+        return F.silu(self.bn(z * factor[:, None, None]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", [Mixer, reference.FourierFeatureMixer])
+def test_fourier_feature_mixers(kind: Callable[[int, int], nn.Module], dtype: torch.dtype) -> None:
+    original = built(lambda: kind(3, 16), dtype)
+    layer = copy.deepcopy(original)
+    keys = list(layer.state_dict())
+    (entry,) = accelerate(layer).replaced
+    assert entry.by == "lgld_ops.FourierFeatureMixer"
+    assert isinstance(layer, lgld_ops.FourierFeatureMixer)
+    assert isinstance(layer, type(original))
+    assert list(layer.state_dict()) == keys
+    assert accelerate(layer) == Report((), ())
+    x = torch.rand(2, 3, 15, 12, dtype=dtype)
+    for training in (True, False):
+        original.train(training)
+        layer.train(training)
+        agree(step(layer, x), step(original, x), 1e-5)
+    other = copy.deepcopy(layer)
+    agree(step(other, x), step(layer, x), 1e-15)
+    # A hook on a module inside is still called.
+    called: list[str] = []
+    layer.bn.register_forward_hook(lambda *_: called.append("bn"))
+    agree(step(layer, x), step(original, x), 1e-5)
+    assert called == ["bn"]
+
+
+def test_other_mixers_are_left() -> None:
+    assert "differs" in accelerate(Imaginary()).left[0].reason
+
+
 # --- whole networks -----------------------------------------------------------------------------------------------------
 
 
@@ -562,5 +618,9 @@ def test_published_lgld_net() -> None:
     x = torch.rand(2, 3, 30, 31, dtype=torch.float64)
     expected = model(x)
     report = accelerate(model)
-    assert [r.name for r in report.replaced] == ["local_stem.invo"]
-    torch.testing.assert_close(model(x), expected)
+    assert [(r.name, r.by) for r in report.replaced] == [
+        ("local_stem.invo", "lgld_ops.Involution2d"),
+        ("global_stem", "lgld_ops.FourierFeatureMixer"),
+    ]
+    # The published code computes its sines in float32.
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)

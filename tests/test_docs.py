@@ -24,6 +24,8 @@ TENSORS = (SHAPES, DTYPES, ERRORS, SOURCE)
 NEEDED: dict[str, tuple[str, ...]] = {
     "involution2d": TENSORS,
     "Involution2d": TENSORS,
+    "FourierFeatureMixer": TENSORS,
+    "fourier_feature_mixer": TENSORS,
     "LGLDNet": TENSORS,
     "accelerate": (r"model", r"Returns:", ERRORS),
     "Report": (r"table",),
