@@ -1,7 +1,7 @@
 """lgld_ops: LGLD-Net's operators as fast torch ops.
 
-`involution2d` and `fourier_feature_mixer` are the ops, `Involution2d` and `FourierFeatureMixer` the layers that replace LGLD-Net's,
-`LGLDNet` the network with them, `reference` the network as published, `build_info()` what runs here.
+`involution2d` and `fourier_feature_mixer` are the ops, `Involution2d` and `FourierFeatureMixer` the layers that replace
+LGLD-Net's, `LGLDNet` the network with them, `reference` the network as published, `build_info()` what runs here.
 """
 
 from . import _native, reference

@@ -33,10 +33,10 @@ class FourierFeatureMixer(reference.FourierFeatureMixer):
         out_channels: C, even.
         stride: pixels between neighbouring outputs, at least 1; LGLD-Net's is 2.
 
-    State dict: ``proj.*``, ``bn.*``, ``fourier_weight_real``, ``fourier_weight_imag``, the keys of LGLD-Net's published code. `bn` is an
-    `nn.BatchNorm2d` that may be configured as one is (momentum, eps, affine, track_running_stats); its buffers are updated as
-    it would update them. Where somebody exchanged `proj` or `bn` for another kind of module, or hooks one, the modules are called one
-    by one, as published.
+    State dict: ``proj.*``, ``bn.*``, ``fourier_weight_real``, ``fourier_weight_imag``, the keys of LGLD-Net's published code.
+    `bn` is an `nn.BatchNorm2d` that may be configured as one is (momentum, eps, affine, track_running_stats); its buffers are
+    updated as it would update them. Where somebody exchanged `proj` or `bn` for another kind of module, or hooks one, the
+    modules are called one by one, as published.
 
     Raises:
         TypeError: an argument is of another type.
