@@ -1,7 +1,8 @@
 """LGLD-Net's blocks with the published parameters, arranged to train faster and in less memory.
 
-Each is a subclass of its namesake in `lgld_ops.reference`, with the same parameters and state-dict keys, and equal to it up to rounding.
-Where somebody exchanged or hooks a part that would be evaluated together with another, the published formulation runs.
+Each is a subclass of its namesake in `lgld_ops.reference`, with the same parameters and state-dict keys, and equal to it up to
+rounding. Where somebody exchanged or hooks a part that would be evaluated together with another, the published formulation
+runs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class LFA(reference.LFA):
 class GCE(reference.GCE):
     """`lgld_ops.reference.GCE` with `compress` merged into the dilated convolutions, between which and it nothing stands.
 
-    ``compress(concat(D_2 x, D_4 x, D_8 x)) = sum_d (K_d D_d) x``: three small products of weights a call replace a map of 3C channels.
+    ``compress(concat(D_2 x, D_4 x, D_8 x)) = sum_d (K_d D_d) x``: three small products of weights a call replace a map of 3C
+    channels.
     """
 
     def _hidden(self, x: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from .nn import Involution2d
 
 
 class LGLDNet(reference.LGLDNet):
-    """LGLD-Net, same constructor, state-dict keys and results as `lgld_ops.reference.LGLDNet`, with this package's layers in its
-    stems (`Involution2d`, `FourierFeatureMixer`) and its blocks arranged as in `lgld_ops.blocks`.
+    """LGLD-Net, same constructor, state-dict keys and results as `lgld_ops.reference.LGLDNet`, with this package's layers in
+    its stems (`Involution2d`, `FourierFeatureMixer`) and its blocks arranged as in `lgld_ops.blocks`.
 
     On the CPU its blocks run on channels_last maps, on which torch's convolutions take half the time.
 

@@ -129,9 +129,10 @@ def with_gradients(function: Any, problem: Mixing, dtype: torch.dtype | None = N
 def assert_exact_enough(ours: dict[str, Tensor], problem: Mixing) -> None:
     """Compare with the plain formulation in float64.
 
-    The largest error is at most 4 times that of the published formulation in the same dtype, plus a term of the size of rounding.
-    Parameter gradients share one scale and one error of eager's: those of the modulation and of the bias are differences of large
-    numbers that cancel, and of a single number eager's error may be nothing by luck. In float64 the published formulation, with its float32 sines, is no measure: there 1e-11 of the scale is allowed.
+    The largest error is at most 4 times that of the published formulation in the same dtype, plus a term of the size of
+    rounding. Parameter gradients share one scale and one error of eager's: those of the modulation and of the bias are
+    differences of large numbers that cancel, and of a single number eager's error may be nothing by luck. In float64 the
+    published formulation, with its float32 sines, is no measure: there 1e-11 of the scale is allowed.
     """
     exact = with_gradients(plain_ffm.fourier_feature_mixer, problem, torch.float64)
     eager = with_gradients(published, problem, None if problem.dtype.itemsize > 2 else torch.float32)

@@ -1,4 +1,4 @@
-"""`lgld_ops.FourierFeatureMixer` and the network's blocks against the published ones: parameters, buffers, hooks, corner cases."""
+"""`lgld_ops.FourierFeatureMixer` and the network's blocks against the published ones: keys, buffers, hooks, corner cases."""
 
 from __future__ import annotations
 

@@ -452,8 +452,8 @@ def test_network_equals_golden_training_step(golden: Callable[[str], Arrays], na
     ours = training_step(network_of(data, dtype), data[f"{case}/x"].to(dtype), data[f"{case}/labels"])
     truth = {key.removeprefix(f"{case}/"): value for key, value in data.items() if key.startswith(case)}
     assert truth.keys() - ours.keys() == {"x", "labels"}
-    # Gradients in front of BatchNorm are zero but for sums that cancel: their rounding is that of all gradients together. In the
-    # golden numbers that of head.0.bias is 11 eps of all gradients, in ours another such sum.
+    # Gradients in front of BatchNorm are zero but for sums that cancel: their rounding is that of all gradients together. In
+    # the golden numbers that of head.0.bias is 11 eps of all gradients, in ours another such sum.
     scale = float(torch.stack([value.norm() for key, value in truth.items() if key.startswith("grad/")]).norm())
     for key, value in ours.items():
         error = float((value.double() - truth[key].double()).norm())

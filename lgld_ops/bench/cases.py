@@ -1,4 +1,4 @@
-"""What is measured: the involution op at the shapes of published networks, LGLD-Net's Fourier feature mixer, and LGLD-Net as a whole."""
+"""What is measured: the involution op at published shapes, LGLD-Net's Fourier feature mixer, and LGLD-Net as a whole."""
 
 from __future__ import annotations
 
@@ -122,13 +122,14 @@ def _images(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.float
     waves = np.sin(rows * phase[:, None] + columns * phase + rng.uniform(0.0, 2.0 * np.pi, channels))
     noise = rng.standard_normal((batch, 3, size, size))
     images = rng.uniform(0.2, 0.8, channels) + 0.25 * waves + 0.05 * noise
-    return np.clip(images, 0.0, 1.0).astype(np.float32)
+    clipped: NDArray[np.float32] = np.clip(images, 0.0, 1.0).astype(np.float32)
+    return clipped
 
 
 @dataclass(frozen=True)
 class MixerCase:
-    """LGLD-Net's Fourier feature mixer, 3 -> 64 channels, on a batch of ``size`` x ``size`` RGB images: its result in eval mode, or in
-    train mode the result and the gradient of every parameter (none of the image, as in the network)."""
+    """LGLD-Net's Fourier feature mixer, 3 -> 64 channels, on a batch of ``size`` x ``size`` RGB images: its result in eval
+    mode, or in train mode the result and the gradient of every parameter (none of the image, as in the network)."""
 
     subject: ClassVar[str] = "ffm"
     heading: ClassVar[str] = "Fourier feature mixer"

@@ -262,7 +262,7 @@ def copy_x_and_weight(case: InvolutionCase, inputs: Inputs) -> Call:
 
 
 def mixer(kind: Callable[..., nn.Module], case: MixerCase) -> nn.Module:
-    """``kind(3, 64)`` with the weights that every opponent has and BatchNorm statistics that are not trivial, in the case's mode."""
+    """``kind(3, 64)`` in the case's mode, with the weights that every opponent has and statistics that are not trivial."""
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         weights = reference.FourierFeatureMixer(3, 64)

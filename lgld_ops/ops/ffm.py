@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import plain, plain_ffm
+from .involution import _fake as _fake_of
 from .involution import _memory_format, _transforming
 from .schemas import LIBRARY, NAMESPACE
 
@@ -105,7 +106,7 @@ def _new_map(x: Tensor, size: list[Any]) -> Tensor:
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
 
 
-@torch.library.register_fake(_NAME)
+@_fake_of(_NAME)
 def _fake(x: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
     args = _complete(arguments, named)
     out = _check_arguments("fourier_feature_mixer", x, *args)
@@ -115,7 +116,7 @@ def _fake(x: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor, Ten
     return _new_map(x, out), mean, var
 
 
-@torch.library.register_fake(f"{_NAME}_backward")
+@_fake_of(f"{_NAME}_backward")
 def _backward_fake(grad_y: Tensor, x: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     args, need_x = _complete_backward(arguments, named)
     op = "fourier_feature_mixer_backward"
@@ -136,7 +137,7 @@ def _complete(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, .
     """Everything behind x, defaults included: where one applies the dispatcher leaves the argument out."""
     schema = _ops.fourier_feature_mixer.default._schema.arguments[1:]
     given = dict(zip((a.name for a in schema), arguments, strict=False)) | named
-    return tuple(given[a.name] if a.name in given else a.default_value for a in schema)
+    return tuple(given.get(a.name, a.default_value) for a in schema)
 
 
 def _complete_backward(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], bool]:
@@ -163,9 +164,10 @@ def _differentiate(grad_y: Tensor, x: Tensor, args: tuple[Any, ...], need_x: boo
     def run(*given: Tensor) -> Tensor:
         rest = iter(given)
         first, *parameters = (None if t is None else next(rest) for t in operands)
-        return plain_ffm.fourier_feature_mixer(x if first is None else first, *parameters, *args[_PARAMETERS:])[0]
+        every: Any = (*parameters, *args[_PARAMETERS:])
+        return plain_ffm.fourier_feature_mixer(x if first is None else first, *every)[0]
 
-    _, pullback = torch.func.vjp(run, *present)
+    pullback = torch.func.vjp(run, *present)[1]
     gradients = iter(pullback(grad_y))
     return tuple(None if t is None else next(gradients) for t in operands)
 
@@ -225,10 +227,10 @@ def fourier_feature_mixer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LGLD-Net's Fourier feature mixer: ``SiLU(BatchNorm(m * (weight . f + bias)))`` in one pass over the image.
 
-    ``f[i,j] = (x[:, s*i, s*j], sin(2 pi s i / H), cos(2 pi s i / H), sin(2 pi s j / W), cos(2 pi s j / W))`` with s = `stride`, and
-    ``m = (fourier_weight_real, fourier_weight_imag)``, a factor per channel (A. Palai, A. Dasgupta et al., ICITA 2025, DOI
-    10.1007/978-3-032-21174-3_28). No map of positions and none of the BatchNorm's input is made; gradients keep x and the parameters
-    alone and are bitwise the same on every run and for any number of threads.
+    ``f[i,j] = (x[:, s*i, s*j], sin(2 pi s i / H), cos(2 pi s i / H), sin(2 pi s j / W), cos(2 pi s j / W))`` with s = `stride`,
+    and ``m = (fourier_weight_real, fourier_weight_imag)``, a factor per channel (A. Palai, A. Dasgupta et al., ICITA 2025, DOI
+    10.1007/978-3-032-21174-3_28). No map of positions and none of the BatchNorm's input is made; gradients keep x and the
+    parameters alone and are bitwise the same on every run and for any number of threads.
 
     Args:
         x: [B, I, H, W], float32, float64, float16 or bfloat16, any strides; 16-bit x is computed in float32.
@@ -245,13 +247,15 @@ def fourier_feature_mixer(
         stride: pixels between neighbouring outputs, at least 1; LGLD-Net's is 2.
 
     Returns:
-        The result [B, C, ceil(H/stride), ceil(W/stride)] in dtype and memory format (contiguous or channels_last) of x; the batch's mean
-        [C] and its biased variance [C] of BatchNorm's input, float64 for float64 x, else float32, not differentiable, empty ([0])
-        where `training` is False. Under autocast x is cast to the autocast dtype and everything else stays as it is. Second derivatives
-        and torch.func transforms are those of the plain torch formulation, which is slower and keeps maps.
+        The result [B, C, ceil(H/stride), ceil(W/stride)] in dtype and memory format (contiguous or channels_last) of x; the
+        batch's mean [C] and its biased variance [C] of BatchNorm's input, float64 for float64 x, else float32, not
+        differentiable, empty ([0]) where `training` is False. Under autocast x is cast to the autocast dtype and everything
+        else stays as it is. Second derivatives and torch.func transforms are those of the plain torch formulation, which is
+        slower and keeps maps.
 
     Raises:
-        RuntimeError: an argument's shape, dtype, device or value does not fit; the message names it, what it was and what it must be.
+        RuntimeError: an argument's shape, dtype, device or value does not fit; the message names it, what it was and what it
+        must be.
     """
     args = (
         weight, bias, fourier_weight_real, fourier_weight_imag, bn_weight, bn_bias, running_mean, running_var, training, eps,
@@ -291,4 +295,4 @@ def _autocast(device_type: str) -> Callable[..., Any]:
 
 
 for _device_type, _key in _AUTOCAST_KEYS.items():
-    LIBRARY.impl("fourier_feature_mixer", cast("Callable[..., Any]", _autocast(_device_type)), _key)
+    LIBRARY.impl("fourier_feature_mixer", _autocast(_device_type), _key)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def position_terms(height: int, width: int, stride: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """sin and cos of the rows' phases [2, Ho, 1] and of the columns' [2, 1, Wo], computed in float64, in the dtype of `like`."""
+    """sin and cos of the rows' phases [2, Ho, 1] and of the columns' [2, 1, Wo], computed in float64, in `like`'s dtype."""
 
     def terms(extent: int) -> Tensor:
         phase = torch.arange(0, extent, stride, device=like.device, dtype=torch.float64) * (2 * math.pi / extent)
