@@ -11,6 +11,7 @@ from lgld_ops.bench.cases import (
     SHAPES,
     TRAINING,
     Case,
+    MixerCase,
     NetworkCase,
     involution_cases,
 )
@@ -53,6 +54,7 @@ def quick() -> list[Cell]:
         Cell(replace(LGLD, mode=TRAINING), threads, compiled=False),
         *(Cell(shape, threads, compiled=False) for shape in SHAPES.values() if shape != LGLD),
         Cell(replace(LGLD, dtype="bfloat16", channels_last=True), threads, compiled=False),
+        *(Cell(MixerCase(mode=mode), threads, compiled=False) for mode in (FORWARD, TRAINING)),
         Cell(NetworkCase(), threads, compiled=False),
     ]
 
@@ -71,6 +73,7 @@ def default() -> list[Cell]:
         for shape in shapes
         if mode == FORWARD or batch == 1
     ]
+    cells += [Cell(MixerCase(batch, mode=mode), most) for mode in (FORWARD, TRAINING) for batch in (1, 8)]
     cells += [Cell(NetworkCase(batch), most, compiled=batch == 1) for batch in BATCHES]
     cells.append(Cell(NetworkCase(8, mode=TRAINING), most, compiled=False))
     if most > 1:
@@ -93,6 +96,7 @@ def everything() -> list[Cell]:
         for threads in thread_counts()
         for case in (
             *involution_cases(SHAPES.values(), BATCHES, (FORWARD, TRAINING)),
+            *(MixerCase(batch, mode=mode) for mode in (FORWARD, TRAINING) for batch in BATCHES),
             *(NetworkCase(batch) for batch in BATCHES),
             NetworkCase(8, mode=TRAINING),
         )

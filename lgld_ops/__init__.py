@@ -1,8 +1,9 @@
 """lgld_ops: LGLD-Net's operators as fast torch ops.
 
-`involution2d` is the op, `Involution2d` the layer that replaces LGLD-Net's, `LGLDNet` the network with it, `reference` the
-network as published, `build_info()` what runs here. `accelerate(model)` puts the ops into anybody's model, `compat` holds
-drop-ins for the public implementations of involution, `export_onnx` and `decompositions` lead to runtimes without the package.
+`involution2d` and `fourier_feature_mixer` are the ops, `Involution2d` and `FourierFeatureMixer` the layers that replace
+LGLD-Net's, `LGLDNet` the network with them, `reference` the network as published, `build_info()` what runs here.
+`accelerate(model)` puts the ops into anybody's model, `compat` holds drop-ins for the public implementations of involution,
+`export_onnx` and `decompositions` lead to runtimes without the package.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native, reference
 from .info import build_info, version
+from .mixer import FourierFeatureMixer
 from .network import LGLDNet
 from .nn import Involution2d
+from .ops.ffm import fourier_feature_mixer
 from .ops.involution import involution2d
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from .export import decompositions, export_onnx
 
 __all__ = [
+    "FourierFeatureMixer",
     "Involution2d",
     "LGLDNet",
     "Report",
@@ -30,6 +34,7 @@ __all__ = [
     "compat",
     "decompositions",
     "export_onnx",
+    "fourier_feature_mixer",
     "involution2d",
     "reference",
 ]

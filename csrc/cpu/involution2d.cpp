@@ -1,7 +1,6 @@
 // torch.ops.lgld_ops.involution2d and its two gradients on the CPU. Formulas: kernels/cpu/involution2d/involution2d.h.
 #include "kernels/cpu/involution2d/involution2d.h"
 
-#include <sys/mman.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,37 +13,12 @@
 #include <string>
 #include <vector>
 
+#include "csrc/cpu/tensors.h"
 #include "csrc/cpu/variant.h"
 #include "csrc/error.h"
 
 namespace lgld {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-
-std::string shape_text(const Ints& size) {
-  std::string text = "[";
-  for (size_t d = 0; d < size.size(); ++d) text += (d ? ", " : "") + std::to_string(size[d]);
-  return text + "]";
-}
-
-std::string shape_of(const Tensor& t) {
-  Ints size;
-  for (int64_t d = 0; d < t.dim(); ++d) size.push_back(t.size(d));
-  return shape_text(size);
-}
-
-const char* dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    default: return "an integer, boolean, complex or other dtype";
-  }
-}
 
 std::optional<Dtype> kernel_dtype(ScalarType type) {
   switch (type) {
@@ -119,54 +93,9 @@ void check_same_dtype(const char* op, const char* a_name, const Tensor& a, const
              ", but is ", dtype_of(b));
 }
 
-// glibc maps every block of more than 32 MiB afresh, and the first touch of each 4 KiB page costs a fault: 25,000 of them, some
-// 50 ms, for a result of 100 MiB. Asking for 2 MiB pages makes that 50. Advice only: the kernel may decline.
-void advise_huge_pages(const Tensor& t, int64_t bytes) {
-  constexpr int64_t kHugePage = int64_t{2} << 20, kMappedAfresh = int64_t{32} << 20;
-  if (bytes < kMappedAfresh) return;
-  const auto begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = (begin + bytes) / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-}
-
-// Whether a map's channels are neighbours and its columns are not: results then have the memory format torch.channels_last,
-// like those of torch's own operators. lgld_ops/ops/involution.py has the same rule for fake tensors.
-bool is_channels_last(const Tensor& t) { return t.size(1) > 1 && t.stride(1) == 1 && t.stride(3) != 1; }
-
 Tensor allocate(const char* op, const Tensor& like, const Ints& size) {
-  const int64_t channels = size[1], height = size[2], width = size[3];
-  const Ints stride = is_channels_last(like) ? Ints{channels * height * width, 1, channels * width, channels}
-                                             : Ints{channels * height * width, height * width, width, 1};
-  int32_t type = aoti_torch_dtype_float32();
-  switch (like.scalar_type()) {
-    case ScalarType::Double: type = aoti_torch_dtype_float64(); break;
-    case ScalarType::Half: type = aoti_torch_dtype_float16(); break;
-    case ScalarType::BFloat16: type = aoti_torch_dtype_bfloat16(); break;
-    default: break;
-  }
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError status =
-      aoti_torch_empty_strided(4, size.data(), stride.data(), type, aoti_torch_device_type_cpu(), 0, &handle);
-  LGLD_CHECK(status == AOTI_TORCH_SUCCESS, op, ": a result of shape ", shape_text(size),
-             " could not be allocated; it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
-  const Tensor t(handle);
-  advise_huge_pages(t, size[0] * channels * height * width * static_cast<int64_t>(t.element_size()));
-  return t;
+  return allocate_map(op, like, size, "it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
 }
-
-template <class T>
-Strided<const T> read(const Tensor& t) {
-  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-template <class T>
-Strided<T> write(const Tensor& t) {
-  return {static_cast<T*>(t.mutable_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-struct FreeDeleter {
-  void operator()(void* p) const { std::free(p); }
-};
 
 template <class T>
 void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<T> kernel, const Tensor& a, const Tensor& b,

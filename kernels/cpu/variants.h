@@ -1,6 +1,7 @@
 // The compiled instruction sets and what this machine can run of them.
 #pragma once
 #include "elementwise/elementwise.h"
+#include "ffm/ffm.h"
 #include "involution2d/involution2d.h"
 #include "probe/probe.h"
 
@@ -11,6 +12,7 @@ struct CpuVariant {
   const char* needs;    // processor features, in words, for messages
   bool (*supported)();  // by this processor and operating system
   const ElementwiseKernels* elementwise;
+  const FfmKernels* ffm;
   const Involution2dKernels* involution2d;
   const ProbeKernels* probe;
 };

@@ -35,7 +35,7 @@ def _plan(
     what: str, shapes: str | None, batches: Sequence[int], mode: str | None, dtype: str, channels_last: bool
 ) -> list[Case]:
     """The cases that the options ask for; without any, what says most within two minutes."""
-    from lgld_ops.bench.cases import FORWARD, SHAPES, TRAINING, NetworkCase, involution_cases, parse_shape
+    from lgld_ops.bench.cases import FORWARD, SHAPES, TRAINING, MixerCase, NetworkCase, involution_cases, parse_shape
 
     modes: dict[str | None, tuple[Mode, ...]] = {"training": (TRAINING,), "both": (FORWARD, TRAINING)}
     chosen_modes = modes.get(mode, (FORWARD,))
@@ -54,6 +54,8 @@ def _plan(
         if mode is None and shapes is None:
             op_cases.insert(1, replace(op_cases[0], mode=TRAINING))
         cases += [replace(case, dtype=dtype, channels_last=channels_last) for case in op_cases]
+    if what in ("ffm", "all"):
+        cases += [MixerCase(batch=batch, mode=entry) for entry in chosen_modes for batch in batches]
     if what in ("network", "all"):
         cases += [NetworkCase(batch=batch, mode=entry) for entry in chosen_modes for batch in batches]
     return cases
@@ -114,7 +116,7 @@ def _run(
 
 
 @click.command()
-@click.option("--what", type=click.Choice(["op", "network", "all"]), default="all", show_default=True)
+@click.option("--what", type=click.Choice(["op", "ffm", "network", "all"]), default="all", show_default=True)
 @click.option(
     "--mode",
     type=click.Choice(["forward", "training", "both"]),

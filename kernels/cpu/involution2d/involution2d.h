@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "../simd/half.h"
+#include "../strided.h"
 
 namespace lgld {
 
@@ -44,13 +45,6 @@ struct Involution2dFormat {
   bool unit_map, unit_other;
   // The columns of the result are neighbours.
   bool unit_result;
-};
-
-// An NCHW tensor: strides in elements.
-template <class T>
-struct Strided {
-  T* data;
-  int64_t batch, channel, row, column;
 };
 
 // Zero-padded copy of some rows of some planes, in which every tap of every output is a plain vector load. With a column
