@@ -16,6 +16,8 @@ Arrays: TypeAlias = dict[str, NDArray[Any]]
 FORWARD: Mode = "forward"
 TRAINING: Mode = "forward+backward"
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 _SEED = 20250728
 
 
@@ -26,10 +28,10 @@ def _checked_mode(mode: str) -> None:
 
 @dataclass(frozen=True)
 class InvolutionCase:
-    """One call of the involution op in float32, "same" padding ``(kernel_size - 1) // 2``.
+    """One call of the involution op, "same" padding ``(kernel_size - 1) // 2``.
 
     ``x`` is ``[batch, channels, height, width]``, ``weight`` ``[batch, groups * kernel_size**2, out_height,
-    out_width]``."""
+    out_width]``, both of ``dtype`` (float32, float16 or bfloat16) and contiguous or channels_last."""
 
     subject: ClassVar[str] = "involution"
     heading: ClassVar[str] = "involution2d"
@@ -42,8 +44,12 @@ class InvolutionCase:
     stride: int = 1
     batch: int = 1
     mode: Mode = FORWARD
+    dtype: str = "float32"
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         for name in ("channels", "height", "width", "kernel_size", "groups", "stride", "batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -82,10 +88,18 @@ class InvolutionCase:
     def label(self) -> str:
         stride = f" s{self.stride}" if self.stride > 1 else ""
         shape = f"[{self.batch},{self.channels},{self.height},{self.width}]"
-        return f"{shape} K{self.kernel_size} G{self.groups}{stride} {self.mode}"
+        kind = "" if self.dtype == "float32" else f" {self.dtype}"
+        kind += " channels_last" if self.channels_last else ""
+        return f"{shape} K{self.kernel_size} G{self.groups}{stride}{kind} {self.mode}"
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is float32 and contiguous."""
+        return self.dtype == "float32" and not self.channels_last
 
     def arrays(self) -> Arrays:
-        """The inputs, the same for every opponent: standard normal, float32."""
+        """The inputs, the same for every opponent: standard normal, float32. Opponents round and lay them out as the
+        case says."""
         rng = np.random.default_rng(_SEED)
         taps = self.groups * self.kernel_size**2
         arrays: Arrays = {

@@ -1,7 +1,7 @@
 #include LGLD_SIMD_HEADER
 
-#include "elementwise.h"
 #include "../simd/math.h"
+#include "elementwise.h"
 
 namespace lgld {
 namespace {

@@ -72,7 +72,8 @@ struct Involution2dPlan {
   StripLayout map;                      // of x (forward, grad_weight) or grad_y (grad_x)
   StripLayout other;                    // of weight (forward, grad_x) or grad_y (grad_weight)
   StripLayout result;                   // where the result is staged
-  PixelRegion pixels, pixel_weights;    // channels_last: most of the map and of weight that a task copies
+  PixelRegion pixels, pixel_weights;    // channels_last: what of the map and of weight a task copies; no channels: nothing
+  bool pads;                            // pixels are copied with zeros around them
   bool channels_last;                   // the kernels whose vectors are channels
   bool dense;                           // stride 1, dilation 1, K in {3, 5, 7}: the unrolled kernels
   bool direct;                          // dense, and the map is read in place

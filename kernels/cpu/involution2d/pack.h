@@ -139,16 +139,16 @@ template <class S>
 alignas(64) const S kNoPixel[Vec<Compute<S>>::kLanes] = {};
 
 // The first `lanes` elements of the first `rows` vectors.
-template <class V, class S>
-LGLD_INLINE void store_rows(const V (&block)[V::kLanes], S* out, int64_t pitch, int rows, int lanes) {
+template <class T, class S>
+LGLD_INLINE void store_rows(const Vec<T> (&block)[Vec<T>::kLanes], S* out, int64_t pitch, int rows, int lanes) {
+  using V = Vec<T>;
   if (rows == V::kLanes && lanes == V::kLanes) {
     unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA { block[m].store(out + m * pitch); });
     return;
   }
-  S tile[V::kLanes][V::kLanes];
+  T tile[V::kLanes][V::kLanes];
   unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA { block[m].store(tile[m]); });
-  for (int m = 0; m < rows; ++m)
-    for (int k = 0; k < lanes; ++k) out[m * pitch + k] = tile[m][k];
+  for (int m = 0; m < rows; ++m) V::load(tile[m]).store_partial(out + m * pitch, lanes);
 }
 
 // Rows [top, bottom) of `count` planes' strips where channels are neighbours: blocks of pixels x channels, transposed.

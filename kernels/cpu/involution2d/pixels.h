@@ -62,35 +62,35 @@ __attribute__((noinline)) void pixel_tile(const T* map, const T* weight, S* out,
   }
 }
 
-// Rows of K taps that stand side by side: pixel p's tap v reads map pixel p + v, so a row of the tile loads
-// kRowPixels + K - 1 vectors for its kRowPixels * K multiply-adds. What a tile of one vector of channels needs, which has no
+// Rows of K taps that stand side by side: pixel p's tap v reads map pixel p + v, so a row of P pixels loads
+// P + K - 1 vectors for its P * K multiply-adds. What a tile of one vector of channels needs, which has no
 // second vector to share its weights with: 8 pixels of 7 taps load (14 + 56) for 56, pixel_tile would load 112.
 constexpr int kRowPixels = 8;
 
-// kRowPixels neighbouring pixels of a run, `lanes` channels; `tap` is the weights' step from one tap of a row to the next,
+// P neighbouring pixels of a run, `lanes` channels; `tap` is the weights' step from one tap of a row to the next,
 // `taps` has the first tap of each of `count` rows.
-template <class T, class S, int K>
+template <class T, class S, int K, int P>
 __attribute__((noinline)) void row_tile(const T* map, const T* weight, S* out, const PixelSteps& step, int64_t tap,
                                         const PixelTap* taps, int64_t count, int lanes) {
   using V = Vec<T>;
-  V acc[kRowPixels];
-  unroll<kRowPixels>([&](auto p) LGLD_INLINE_LAMBDA { acc[p] = V::zero(); });
+  V acc[P];
+  unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p] = V::zero(); });
   for (int64_t u = 0; u < count; ++u) {
     const T *x = map + taps[u * K].map, *w = weight + taps[u * K].weight;
-    unroll<kRowPixels + K - 1>([&](auto q) LGLD_INLINE_LAMBDA {
+    unroll<P + K - 1>([&](auto q) LGLD_INLINE_LAMBDA {
       const V pixel = lanes == V::kLanes ? V::load(x) : V::load_partial(x, lanes);
       x += step.map;
       hide_origin(x);
-      unroll<kRowPixels>([&](auto p) LGLD_INLINE_LAMBDA {
+      unroll<P>([&](auto p) LGLD_INLINE_LAMBDA {
         if constexpr (q.value >= p.value && q.value - p.value < K)
           acc[p] = V::fma(pixel, V::broadcast(w[p * step.weight + (q - p) * tap]), acc[p]);
       });
     });
   }
   if (lanes == V::kLanes) {
-    unroll<kRowPixels>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store(out + p * step.out); });
+    unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store(out + p * step.out); });
   } else {
-    unroll<kRowPixels>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store_partial(out + p * step.out, lanes); });
+    unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store_partial(out + p * step.out, lanes); });
   }
 }
 
@@ -115,20 +115,27 @@ void pixel_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int
                                   run.tap_count, last);
 }
 
+// Pixels of a run from number `p` on, P at a time, where its taps are rows of 3, 5 or 7; returns the first pixel left.
+template <class T, class S, int P>
+int64_t row_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int lanes) {
+  const int64_t k = run.row_taps;
+  const auto tile = k == 3 ? row_tile<T, S, 3, P> : k == 5 ? row_tile<T, S, 5, P> : k == 7 ? row_tile<T, S, 7, P> : nullptr;
+  for (; tile != nullptr && p + P <= run.count; p += P)
+    tile(map + p * run.step.map, weight + p * run.step.weight, out + p * run.step.out, run.step, run.tap, run.taps,
+         run.tap_count / k, lanes);
+  return p;
+}
+
 template <class T, class S>
 void pixel_run(const T* map, const T* weight, S* out, const PixelRun& run, int64_t channels) {
   constexpr int kLanes = Vec<T>::kLanes;
   int64_t c = 0;
   for (; c + kTileVectors * kLanes <= channels; c += kTileVectors * kLanes)
     pixel_tiles<T, S, kTileVectors>(map + c, weight, out + c, run, 0, kLanes);
-  const int64_t k = run.row_taps;
-  const auto rows = k == 3 ? row_tile<T, S, 3> : k == 5 ? row_tile<T, S, 5> : k == 7 ? row_tile<T, S, 7> : nullptr;
   for (; c < channels; c += kLanes) {
     const int lanes = static_cast<int>(channels - c < kLanes ? channels - c : kLanes);
-    int64_t p = 0;
-    for (; rows != nullptr && p + kRowPixels <= run.count; p += kRowPixels)
-      rows(map + c + p * run.step.map, weight + p * run.step.weight, out + c + p * run.step.out, run.step, run.tap, run.taps,
-           run.tap_count / k, lanes);
+    int64_t p = row_tiles<T, S, kRowPixels>(map + c, weight, out + c, run, 0, lanes);
+    p = row_tiles<T, S, kRowPixels / 2>(map + c, weight, out + c, run, p, lanes);
     pixel_tiles<T, S, 1>(map + c, weight, out + c, run, p, lanes);
   }
 }
@@ -140,9 +147,16 @@ struct AxisTap {
 };
 static_assert(sizeof(AxisTap) == kAxisTapBytes, "plan.cpp sizes the lists by it");
 
-// Result rows (or columns) first, first + step, ... of a task, and their taps in order of what they read of a map of `extent`.
+// Rows (or columns) of the map that exist: those of the tensor, or more in a copy with zeros around.
+struct Extent {
+  int64_t begin, end;
+};
+
+// Result rows (or columns) first, first + step, ... of a task, and their taps in order of what they read of the map.
 struct Axis {
-  int64_t count, first, step, advance, extent, tap_count;
+  int64_t count, first, step, advance;
+  Extent map;
+  int64_t tap_count;
   const AxisTap* taps;
 };
 
@@ -154,8 +168,8 @@ struct Segment {
 LGLD_INLINE Segment segment_at(const Axis& axis, int64_t position) {
   const auto taps_at = [&](int64_t q) LGLD_INLINE_LAMBDA {
     Segment s{q, q + 1, 0, axis.tap_count};
-    while (s.first < s.last && axis.taps[s.first].map + q * axis.advance < 0) ++s.first;
-    while (s.first < s.last && axis.taps[s.last - 1].map + q * axis.advance >= axis.extent) --s.last;
+    while (s.first < s.last && axis.taps[s.first].map + q * axis.advance < axis.map.begin) ++s.first;
+    while (s.first < s.last && axis.taps[s.last - 1].map + q * axis.advance >= axis.map.end) --s.last;
     return s;
   };
   Segment s = taps_at(position);
@@ -168,22 +182,22 @@ LGLD_INLINE Segment segment_at(const Axis& axis, int64_t position) {
 
 // Forward: row i of the result reads rows i * stride - pad + k * dilation of the map and row i of the weights.
 inline Axis forward_axis(AxisTap* taps, int64_t first, int64_t count, int64_t kernel, int64_t stride, int64_t pad,
-                         int64_t dilation, int64_t extent) {
+                         int64_t dilation, Extent map) {
   for (int64_t k = 0; k < kernel; ++k) taps[k] = {k, first * stride - pad + k * dilation, first};
-  return {count, first, 1, stride, extent, kernel, taps};
+  return {count, first, 1, stride, map, kernel, taps};
 }
 
 // grad_x: rows i of one phase (i mod stride) read row (i + pad - k * dilation) / stride of grad_y and of the weights where that
 // is whole.
 inline Axis grad_x_axis(AxisTap* taps, int64_t first, int64_t count, int64_t phase, int64_t kernel, int64_t stride, int64_t pad,
-                        int64_t dilation, int64_t extent) {
+                        int64_t dilation, Extent map) {
   const int64_t start = first + phase;
   int64_t found = 0;
   for (int64_t k = kernel - 1; k >= 0; --k) {
     const int64_t at = start + pad - k * dilation;
     if (at % stride == 0) taps[found++] = {k, at / stride, at / stride};
   }
-  return {ceil_div(count - phase, stride), start, stride, 1, extent, found, taps};
+  return {ceil_div(count - phase, stride), start, stride, 1, map, found, taps};
 }
 
 // Every pixel of rows x columns, `channels` of each: rectangles of pixels that see the same taps, in runs along their longer
@@ -223,16 +237,23 @@ void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const 
   }
 }
 
-// Rows [row, row + rows) and columns [col, col + cols) of src, those that exist, `channels` of them, widened to dst without
-// gaps: pixel by pixel where channels are neighbours, else plane by plane. What is returned addresses the copy by src's own
-// rows and columns.
+// Rows [row, row + rows) and columns [col, col + cols) of src, `channels` of them, widened to dst without gaps: pixel by pixel
+// where channels are neighbours, else plane by plane. Those outside src are zeros where `pads`, else they are left out. What is
+// returned addresses the copy by src's own rows and columns.
 template <class T, class S>
 Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t channels,
-                             T* dst) {
+                             bool pads, T* dst) {
   using V = Vec<T>;
   const int64_t top = clamp(row, 0, src.height), bottom = clamp(row + rows, top, src.height);
   const int64_t left = clamp(col, 0, src.width), right = clamp(col + cols, left, src.width);
-  const int64_t width = right - left;
+  const int64_t top0 = pads ? row : top, left0 = pads ? col : left;
+  const int64_t height = pads ? rows : bottom - top, width = pads ? cols : right - left;
+  if (pads && (top > row || bottom < row + rows || left > col || right < col + cols)) {
+    int64_t k = 0;
+    const int64_t all = height * width * channels;
+    for (; k + V::kLanes <= all; k += V::kLanes) V::zero().store(dst + k);
+    V::zero().store_partial(dst + k, static_cast<int>(all - k));
+  }
   const auto copy = [](T* to, const S* from, int64_t step, int64_t n) {
     int64_t k = 0;
     if (step == 1) {
@@ -246,15 +267,15 @@ Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, in
   if (src.channel == 1) {
     for (int64_t i = top; i < bottom; ++i)
       for (int64_t j = left; j < right; ++j)
-        copy(dst + ((i - top) * width + j - left) * channels, src.data + i * src.row + j * src.column, 1, channels);
-    return {dst - (top * width + left) * channels, 0, 1, width * channels, channels};
+        copy(dst + ((i - top0) * width + j - left0) * channels, src.data + i * src.row + j * src.column, 1, channels);
+    return {dst - (top0 * width + left0) * channels, 0, 1, width * channels, channels};
   }
-  const int64_t plane = (bottom - top) * width;
+  const int64_t plane = height * width;
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t i = top; i < bottom; ++i)
-      copy(dst + c * plane + (i - top) * width, src.data + c * src.channel + i * src.row + left * src.column, src.column,
-           width);
-  return {dst - top * width - left, 0, plane, width, 1};
+      copy(dst + c * plane + (i - top0) * width + left - left0, src.data + c * src.channel + i * src.row + left * src.column,
+           src.column, right - left);
+  return {dst - top0 * width - left0, 0, plane, width, 1};
 }
 
 }  // namespace

@@ -88,10 +88,15 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
       return grad_x ? (result - 1 + reach) / stride + 2 : (result - 1) * stride + reach + 1;
     };
     p.planes = k.pixel_channels[is_double];
-    if (widens) {
-      p.pixels = {span(p.row_tile, reach_h, s.stride_h), span(p.col_tile, reach_w, s.stride_w), p.planes};
-      p.pixel_weights = {grad_x ? p.pixels.rows : p.row_tile, grad_x ? p.pixels.columns : p.col_tile, s.taps()};
-    }
+    const PixelRegion window{span(p.row_tile, reach_h, s.stride_h), span(p.col_tile, reach_w, s.stride_w), p.planes};
+    // Pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are more than a fifth
+    // of all, a copy with zeros around it makes all pixels alike, unless it is mostly zeros.
+    const bool narrow = unit && 5 * reach_w > p.col_tile;
+    const bool small = window.rows < 8 * p.row_tile && window.columns < 8 * p.col_tile;
+    p.pads = (widens || narrow) && small;
+    if (widens || p.pads) p.pixels = window;
+    if (widens || (p.pads && grad_x))
+      p.pixel_weights = {grad_x ? window.rows : p.row_tile, grad_x ? window.columns : p.col_tile, s.taps()};
   } else if (grad_x) {
     // Rows p0 .. p0 + row_tile - 1 of grad_x read rows floor((p0 + ph - reach) / sh) .. floor((p0 + row_tile - 1 + ph) / sh)
     // of grad_y: at most (row_tile - 1 + reach) / sh + 2 of them. The same for columns.
@@ -117,9 +122,9 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
 
   const int64_t lists = p.channels_last ? bounded_product(s.taps(), kPixelTapBytes) + (s.kernel_h + s.kernel_w) * kAxisTapBytes
                                         : bounded_product(s.taps(), kTapRunBytes);
-  // What lies outside the tensor is not copied.
   const auto region = [&](const PixelRegion& r, int64_t rows, int64_t columns) {
-    return bounded_product(std::min(r.rows, rows) * std::min(r.columns, columns) * element, r.channels);
+    const int64_t pixels = p.pads ? bounded_product(r.rows, r.columns) : std::min(r.rows, rows) * std::min(r.columns, columns);
+    return bounded_product(pixels, r.channels * element);
   };
   const auto strips = [&](int64_t planes, const StripLayout& layout) {
     return bounded_product(planes * element, layout.plane_pitch);
