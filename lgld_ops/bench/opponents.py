@@ -318,7 +318,7 @@ def mixer_eager(case: MixerCase, inputs: Inputs) -> Call:
 
 
 # Forward alone, like the compiled one, which chooses channels_last, too: in torch 2.13 on the CPU the weight's gradient of a
-# channels_last 1x1 convolution with stride 2 and 7 channels writes outside its memory, which ends the process or spoils results.
+# channels_last 1x1 convolution with stride 2 and 7 channels writes outside its memory and ends the process or spoils results.
 @opponent("reference, eager channels_last", "ffm", modes=(FORWARD,))
 def mixer_channels_last(case: MixerCase, inputs: Inputs) -> Call:
     layout = torch.channels_last
