@@ -275,7 +275,7 @@ def test_every_subject_has_what_a_proof_needs() -> None:
         own = [one for one in opponents_for(case) if not one.name.startswith("test ")]
         roles = [one.role for one in own]
         assert [roles.count(role) for role in ("judge", "reference", "ours")] == [1, 1, 1]
-        assert roles.count("opponent") >= 2
+        assert roles.count("opponent") >= 1
 
 
 def test_the_command(tmp_path: Path) -> None:
