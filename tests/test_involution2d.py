@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from oracle import DTYPES, LAYOUTS, Problem, assert_like_reference, problems, with_gradients
 from torch import Tensor
 
@@ -43,6 +43,14 @@ def bits(t: Tensor) -> bytes:
 
 @given(problems())
 def test_equals_the_definition(problem: Problem) -> None:
+    operands = problem.operands()
+    assert_like_reference(with_gradients(involution2d, problem, operands), problem, operands)
+
+
+@pytest.mark.nightly
+@settings(max_examples=600)
+@given(problems())
+def test_equals_the_definition_at_length(problem: Problem) -> None:
     operands = problem.operands()
     assert_like_reference(with_gradients(involution2d, problem, operands), problem, operands)
 
