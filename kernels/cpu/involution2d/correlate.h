@@ -23,6 +23,7 @@ struct DenseMap {
   const M* data;
   int64_t row_pitch, plane_pitch;
   int first_row, last_row, first_column, last_column;
+  unsigned before, after;  // kAligned: masks of what is inside the map on either side of the middle vector
 };
 
 // Stands for a row outside the map.
@@ -30,7 +31,7 @@ template <class M>
 alignas(64) const M kZeroRow[2 * Vec<Compute<M>>::kLanes] = {};
 
 // How a tile reads its columns. kEdge: it has fewer than a vector or leaves the map. kAligned: those under its middle taps are
-// an aligned vector, and there is a whole one on either side.
+// an aligned vector inside the map.
 enum class Columns { kInside, kEdge, kAligned };
 
 // A Window from three aligned loads, each of one cache line, where a Window's own two would be of two lines each.
@@ -38,16 +39,18 @@ template <class T, int K>
 struct AlignedWindow {
   static constexpr int kLanes = Vec<T>::kLanes, kMiddle = K / 2;
   const T* middle_at;
+  unsigned after;
   Vec<T> before, middle;
-  static LGLD_INLINE AlignedWindow load(const T* p) {
+  static LGLD_INLINE AlignedWindow load(const T* p, const DenseMap<T>& map) {
     const T* at = p + kMiddle;
-    return {at, Vec<T>::load(at - kLanes), Vec<T>::load(at)};
+    return {at, map.after, Vec<T>::load_masked(at - kLanes, map.before), Vec<T>::load(at)};
   }
   template <int kShift>
   LGLD_INLINE Vec<T> at() const {
     if constexpr (kShift < kMiddle) return Window<T>{before, middle}.template at<kLanes - kMiddle + kShift>();
     if constexpr (kShift == kMiddle) return middle;
-    if constexpr (kShift > kMiddle) return Window<T>{middle, Vec<T>::load(middle_at + kLanes)}.template at<kShift - kMiddle>();
+    if constexpr (kShift > kMiddle)
+      return Window<T>{middle, Vec<T>::load_masked(middle_at + kLanes, after)}.template at<kShift - kMiddle>();
   }
 };
 
@@ -62,7 +65,7 @@ LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t pla
   unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
     const M* p = row + c * plane_pitch;
     if constexpr (kColumns == Columns::kAligned) {
-      x[c] = AlignedWindow<T, K>::load(p);
+      x[c] = AlignedWindow<T, K>::load(p, map);
     } else {
       x[c] = kEdge ? Window<T>::load_within(p, map.first_column, map.last_column) : Window<T>::load(p);
     }
@@ -271,7 +274,9 @@ LGLD_INLINE DenseMap<M> tile_at(const MapView<M>& map, int64_t i, int64_t j, int
           within(map.first_row - i, rows),
           within(map.last_row - i, rows),
           within(map.first_column - j, kWidth),
-          within(map.last_column - j, kWidth)};
+          within(map.last_column - j, kWidth),
+          0,
+          0};
 }
 
 template <class T>
@@ -293,7 +298,7 @@ void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int6
       // Rows behind the last repeat it, so that they read memory that exists; they are not stored.
       const W* w[kRowBlock];
       for (int m = 0; m < kRowBlock; ++m) w[m] = weight.data + (m < tile_rows ? i + m : rows - 1) * weight.row + j;
-      const DenseMap<M> tile = tile_at(map, i, j, kMapRows);
+      DenseMap<M> tile = tile_at(map, i, j, kMapRows);
       const bool inside =
           tile.first_row == 0 && tile.last_row == kMapRows && tile.first_column == 0 && tile.last_column == kWidth;
       const bool whole = inside && (weight.slack || lanes == Vec<T>::kLanes);
@@ -302,9 +307,15 @@ void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int6
       // there are more multiply-adds to hide the loads.
       if constexpr (kMaskedWindows && K == 3 && std::is_same_v<M, T>) {
         constexpr int kLanes = Vec<T>::kLanes;
-        const bool surrounded = map.first_column <= j + 1 - kLanes && map.last_column >= j + 1 + 2 * kLanes;
-        if (whole && surrounded && is_aligned(tile.data + 1, tile.row_pitch, tile.plane_pitch))
+        const int64_t before = j + 1 - map.first_column, after = map.last_column - j - 1 - kLanes;
+        const bool rows_inside = tile.first_row == 0 && tile.last_row == kMapRows;
+        if (rows_inside && before >= 0 && after >= 0 && (weight.slack || lanes == kLanes) &&
+            is_aligned(tile.data + 1, tile.row_pitch, tile.plane_pitch)) {
+          constexpr unsigned kAll = (1u << kLanes) - 1;
+          tile.before = kAll & ~(kAll >> clamp(before, 0, kLanes));
+          tile.after = kAll & ((1u << clamp(after, 0, kLanes)) - 1);
           corner = dense_corner<K, Columns::kAligned, M, W, S>;
+        }
       }
       corner(tile, w, weight.tap, {out + i * out_row + j, out_row, out_plane, tile_rows, static_cast<int>(channels), lanes});
     }
