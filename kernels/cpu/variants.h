@@ -2,6 +2,7 @@
 #pragma once
 #include "elementwise/elementwise.h"
 #include "involution2d/involution2d.h"
+#include "lgldnet/lgldnet.h"
 #include "probe/probe.h"
 
 namespace lgld {
@@ -12,6 +13,7 @@ struct CpuVariant {
   bool (*supported)();  // by this processor and operating system
   const ElementwiseKernels* elementwise;
   const Involution2dKernels* involution2d;
+  const LgldnetKernels* lgldnet;
   const ProbeKernels* probe;
 };
 

@@ -16,6 +16,10 @@ SCHEMAS = (
     # grad_y, x -> [B, groups*Kh*Kw, Ho, Wo]
     "involution2d_grad_weight(Tensor grad_y, Tensor x, int[2] kernel_size, int[2] stride=1, int[2] padding=0,"
     " int[2] dilation=1, int groups=1) -> Tensor",
+    # x [B, in_channels, H, W] float32 or uint8, parameters [count] (lgld_ops.fused) -> logits [B, classes], features [B, C]
+    "lgldnet(Tensor x, Tensor parameters, int base_channels, int num_classes) -> (Tensor, Tensor)",
+    # The same run `rounds` times, one stage after the other -> seconds [rounds, stages]
+    "lgldnet_stage_times(Tensor x, Tensor parameters, int base_channels, int num_classes, int rounds) -> Tensor",
 )
 
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
