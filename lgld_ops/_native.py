@@ -41,6 +41,17 @@ def loaded() -> bool:
     return _library is not None
 
 
+def library() -> ctypes.CDLL:
+    """The compiled library.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if _library is None:
+        raise RuntimeError(load_error)
+    return _library
+
+
 def active_variant() -> str | None:
     """Name of the instruction set that the CPU ops run, None without a compiled library.
 
