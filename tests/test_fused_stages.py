@@ -116,3 +116,26 @@ def test_winograds_error(variant: str, scale: float, record_property: Any) -> No
     record_property("direct", least)
     assert error < 3e-6
     assert least < 1e-6
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_silu(variant: str) -> None:
+    """Every 4099th float and the special values; the bounds are those that kernels/cpu/lgldnet/activation.h states."""
+    bits = np.arange(0, 2**32, 4099, dtype=np.uint64).astype(np.uint32)
+    dense = np.linspace(-20, 20, 200_001, dtype=np.float32)
+    x = np.concatenate([bits.view(np.float32), dense, np.float32([0.0, -0.0, np.inf, -np.inf, np.nan, 87, -87, 3e38, -3e38])])
+    y = _testing.lgldnet_silu(variant, x).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64)))
+    exact[x == -np.inf] = 0
+    assert np.array_equal(np.isnan(y), np.isnan(x))
+    assert y[x == np.inf] == np.inf
+    finite = np.isfinite(x)
+    size = np.abs(x[finite], dtype=np.float64)
+    difference = np.abs(y[finite] - exact[finite])
+    assert (difference <= 1.2e-7 * np.maximum(1, size)).all()
+    seen = np.abs(exact[finite]) > 2e-36
+    slope = 7e-8 if variant in ("scalar", "sse2") else 1.4e-8  # without and with a fused multiply-add
+    assert (difference[seen] <= (2.5e-7 + slope * size[seen]) * np.abs(exact[finite][seen])).all()
+    assert (np.abs(y[finite][~seen]) < 2.1e-36).all()
+    assert np.array_equal(y[-9:-7], [0, 0])

@@ -97,9 +97,20 @@ py::dict run(const std::string& variant, const py::array image, const Floats par
   return maps;
 }
 
+// SiLU as the stages compute it.
+Floats silu(const std::string& variant, const Floats x) {
+  const LgldnetKernels& kernels = *variant_named(variant).lgldnet;
+  const int64_t vectors = (x.size() + kernels.vectors.lanes - 1) / kernels.vectors.lanes;
+  const Buffer buffer = aligned(vectors * kernels.vectors.lanes);
+  std::copy(x.data(), x.data() + x.size(), buffer.get());
+  kernels.silu(buffer.get(), vectors);
+  return row(buffer.get(), x.size());
+}
+
 }  // namespace
 
 void define_lgldnet(py::module_& m) {
+  m.def("lgldnet_silu", &silu, py::arg("variant"), py::arg("x").noconvert(), "SiLU as the network's stages compute it");
   m.def("lgldnet", &run, py::arg("variant"), py::arg("image"), py::arg("parameters"), py::arg("channels"), py::arg("classes"),
         py::arg("order") = 0u, "Every map of the network for one image [in_channels, height, width]");
 }

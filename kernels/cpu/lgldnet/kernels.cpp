@@ -23,12 +23,14 @@ void run(const LgldnetCall& call, int stage, int64_t task, float* scratch) {
   }
 }
 
+void silu_vectors(float* p, int64_t vectors) { silu_rows(p, vectors * F::kLanes); }
+
 }  // namespace
 
 #define LGLD_CONCAT_(a, b) a##b
 #define LGLD_CONCAT(a, b) LGLD_CONCAT_(a, b)
 
 extern const LgldnetKernels LGLD_CONCAT(lgldnet_, LGLD_VARIANT);
-const LgldnetKernels LGLD_CONCAT(lgldnet_, LGLD_VARIANT) = {{F::kLanes, kPanelVectors}, kPixelBlock, run};
+const LgldnetKernels LGLD_CONCAT(lgldnet_, LGLD_VARIANT) = {{F::kLanes, kPanelVectors}, kPixelBlock, run, silu_vectors};
 
 }  // namespace lgld

@@ -162,6 +162,7 @@ struct LgldnetKernels {
   LgldnetVectors vectors;
   int64_t pixel_block;
   void (*run)(const LgldnetCall& call, int stage, int64_t task, float* scratch);
+  void (*silu)(float* p, int64_t vectors);  // the stages' SiLU in place, for its test and for the floor of benchmarks
 };
 
 }  // namespace lgld
