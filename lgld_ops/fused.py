@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import _native, reference
+from . import _native
+from .canonical import NORMS, check_structure, flat, parameter_shapes, sizes_of
 from .ops.lgldnet import parameter_count
 
 if TYPE_CHECKING:
@@ -30,72 +32,7 @@ __all__ = ["FusedLGLDNet", "Stage", "drop_workspaces", "fuse", "load", "plan", "
 
 FORMAT = "lgld_ops.fused"
 FORMAT_VERSION = 1
-_NORMS = ("local_stem.bn", "global_stem.bn", "head.1")
 _WRAPPERS = ("module.", "_orig_mod.")
-
-
-def _expected(in_channels: int, base_channels: int, num_classes: int) -> reference.LGLDNet:
-    """The network of these sizes, without memory for its parameters."""
-    with torch.device("meta"):
-        return reference.LGLDNet(in_channels, base_channels, num_classes)
-
-
-def _names(network: nn.Module) -> dict[str, torch.Size]:
-    """Names and shapes of the canonical parameters, in the op's order."""
-    return {key: value.shape for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-
-
-def _listed(items: Sequence[str], limit: int = 6) -> str:
-    more = f", and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
-
-
-def _sizes(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """(in_channels, base_channels, num_classes) after checking every name, shape and dtype."""
-    stem, last = state.get("local_stem.conv.weight"), state.get("head.6.weight")
-    if stem is None or last is None or stem.dim() != 4 or last.dim() != 2:
-        raise ValueError(
-            "model must have LGLD-Net's published structure, with local_stem.conv.weight [C, in_channels, 3, 3] and "
-            f"head.6.weight [num_classes, C]; it has {_listed(list(state)) or 'no parameters'}"
-        )
-    base, channels, classes = stem.shape[0], stem.shape[1], last.shape[0]
-    if base % 4 or base < 4:
-        raise ValueError(f"base_channels must be a multiple of 4 to be fused, but is {base}")
-    shapes = _names(_expected(channels, base, classes))
-    complaints = []
-    if missing := [key for key in shapes if key not in state]:
-        complaints.append(f"missing {_listed(missing)}")
-    if unexpected := [key for key in state if key not in shapes and not key.endswith("num_batches_tracked")]:
-        complaints.append(f"unexpected {_listed(unexpected)}")
-    if wrong := [
-        f"{key} is {tuple(state[key].shape)}, must be {tuple(shape)}"
-        for key, shape in shapes.items()
-        if key in state and state[key].shape != shape
-    ]:
-        complaints.append(_listed(wrong))
-    if integers := [key for key in shapes if key in state and not state[key].is_floating_point()]:
-        complaints.append(f"not floating point: {_listed(integers)}")
-    if complaints:
-        raise ValueError(f"model must have LGLD-Net's published structure: {'; '.join(complaints)}")
-    return channels, base, classes
-
-
-def _check_structure(model: nn.Module, expected: nn.Module) -> None:
-    """Equal names and shapes leave stride, padding and dilation open."""
-    attributes = ("stride", "padding", "dilation", "groups", "padding_mode")
-    for name, wanted in expected.named_modules():
-        if not isinstance(wanted, nn.Conv2d):
-            continue
-        found = model.get_submodule(name)
-        for attribute in attributes:
-            is_, must = getattr(found, attribute, None), getattr(wanted, attribute)
-            if is_ is not None and is_ != must:
-                raise ValueError(f"model must have LGLD-Net's published structure: {name}.{attribute} is {is_}, must be {must}")
-
-
-def _flat(state: Mapping[str, Tensor], names: Mapping[str, Any], eps: Sequence[float]) -> Tensor:
-    pieces = [state[name].detach().to("cpu", torch.float32).reshape(-1) for name in names]
-    return torch.cat([*pieces, torch.tensor(eps, dtype=torch.float32)])
 
 
 class FusedLGLDNet(nn.Module):
@@ -221,15 +158,12 @@ class FusedLGLDNet(nn.Module):
 
     def canonical_state_dict(self) -> dict[str, Tensor]:
         """The published network's state dict, as views of this module's weights (`num_batches_tracked` is zero)."""
-        expected = _expected(self.in_channels, self.base_channels, self.num_classes).state_dict()
         state, at = {}, 0
-        for name, meta in expected.items():
-            if name.endswith("num_batches_tracked"):
-                state[name] = torch.zeros((), dtype=torch.int64)
-                continue
-            state[name] = self.weights[at : at + meta.numel()].view(meta.shape)
-            at += meta.numel()
-        return state
+        for name, shape in parameter_shapes(self.in_channels, self.base_channels, self.num_classes).items():
+            count = math.prod(shape)
+            state[name] = self.weights[at : at + count].view(shape)
+            at += count
+        return state | {f"{name}.num_batches_tracked": torch.zeros((), dtype=torch.int64) for name in NORMS}
 
     def save(
         self,
@@ -337,11 +271,11 @@ def fuse(model: nn.Module, *, image_size: Sequence[int] | None = None, classes: 
     # DataParallel, DistributedDataParallel and torch.compile wrap the network.
     while (state := model.state_dict()) and (prefix := next(iter(state)).split(".")[0] + ".") in _WRAPPERS:
         model = model.get_submodule(prefix[:-1])
-    sizes = _sizes(state)
-    expected = _expected(*sizes)
-    _check_structure(model, expected)
-    eps = [float(getattr(model.get_submodule(name), "eps", 1e-5)) for name in _NORMS]
-    return FusedLGLDNet(_flat(state, _names(expected), eps), *sizes, image_size=image_size, classes=classes)
+    sizes = sizes_of(state)
+    shapes = parameter_shapes(*sizes)
+    check_structure(model, shapes)
+    eps = [float(getattr(model.get_submodule(name), "eps", 1e-5)) for name in NORMS]
+    return FusedLGLDNet(flat(state, shapes, eps), *sizes, image_size=image_size, classes=classes)
 
 
 def load(path: str | os.PathLike[str]) -> FusedLGLDNet:
@@ -372,10 +306,10 @@ def load(path: str | os.PathLike[str]) -> FusedLGLDNet:
             f"{path}: format version is {metadata.get('format_version')!r}, this lgld_ops reads version {FORMAT_VERSION}"
         )
     try:
-        sizes = _sizes(state)
+        sizes = sizes_of(state)
         if [metadata.get(key) for key in ("in_channels", "base_channels", "num_classes")] != [str(size) for size in sizes]:
             raise ValueError("the sizes in its metadata are not those of its tensors")
-        weights = _flat(state, _names(_expected(*sizes)), json.loads(metadata.get("eps", "null")))
+        weights = flat(state, parameter_shapes(*sizes), json.loads(metadata.get("eps", "null")))
         if metadata.get("sha256") != _digest(metadata, weights):
             raise ValueError("its checksum does not fit its contents")
         image_size, classes = (json.loads(metadata.get(key, "null")) for key in ("image_size", "classes"))

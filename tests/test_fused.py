@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import lgld_ops
-from lgld_ops import _native, fuse, fused, reference
+from lgld_ops import _native, canonical, fuse, fused, reference
 from lgld_ops.checkpoint import load_network
 
 EPS = float(torch.finfo(torch.float32).eps)
@@ -238,6 +238,19 @@ def test_structures_that_are_accepted() -> None:
     for model in (Foreign(), ours, ours.train(), base.double(), nn.DataParallel(base), torch.compile(base), fuse(base)):
         assert torch.equal(fuse(model)(x), expected)
     base.float()
+
+
+@pytest.mark.parametrize("sizes", [(3, 64, 4), (1, 4, 1), (7, 20, 3)])
+def test_the_canonical_parameters_are_the_published_state_dict(sizes: tuple[int, int, int]) -> None:
+    state = network_of(*sizes).state_dict()
+    shapes = canonical.parameter_shapes(*sizes)
+    assert list(shapes) == [name for name in state if not name.endswith("num_batches_tracked")]
+    assert all(tuple(state[name].shape) == shape for name, shape in shapes.items())
+    fast = fuse(network_of(*sizes))
+    again = fast.canonical_state_dict()
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in shapes)
+    assert fast.weights.numel() == sum(state[name].numel() for name in shapes) + 3
 
 
 def test_eps_is_the_models() -> None:
