@@ -59,21 +59,20 @@ LGLD_INLINE void transform_input(const F (&in)[2 * kPairs + 2], F (&out)[2 * kPa
       out[2 + 2 * k] = scaled_sum(MinusPoint<2, k.value>{}, odd, even);
     });
   } else {
-    constexpr double a = square<3>(0), b = square<3>(1), c = square<3>(2);
-    constexpr double s1 = a + b + c, s2 = a * b + a * c + b * c, s3 = a * b * c;
-    out[0] = F::fma(constant(-s3), in[0], F::fma(constant(s2), in[2], F::fma(constant(-s1), in[4], in[6])));
-    out[7] = F::fma(constant(-s3), in[1], F::fma(constant(s2), in[3], F::fma(constant(-s1), in[5], in[7])));
-    unroll<3>([&](auto k) LGLD_INLINE_LAMBDA {
-      constexpr double p = square<3>((k.value + 1) % 3), q = square<3>((k.value + 2) % 3);
-      const F even = F::fma(constant(p * q), in[2], F::fma(constant(-p - q), in[4], in[6]));
-      const F odd = F::fma(constant(p * q), in[1], F::fma(constant(-p - q), in[3], in[5]));
-      out[1 + 2 * k] = scaled_sum(Point<3, k.value>{}, odd, even);
-      if constexpr (Points<3>::at(k.value) == 1.0) {
-        out[2 + 2 * k] = even - odd;
-      } else {
-        out[2 + 2 * k] = scaled_sum(MinusPoint<3, k.value>{}, odd, even);
-      }
-    });
+    // With the middle pair at +-1 and the outer ones reciprocal, r = p^2: (x^2 - 1)(x^2 - 1 / r) = x^2 (x^2 - 1) - (x^2 - 1) /
+    // r, so the outer pairs share their differences, and what adds stays off the units that multiply.
+    static_assert(square<3>(1) == 1.0 && square<3>(0) * square<3>(2) == 1.0);
+    constexpr double r = square<3>(2), ends = 1.0 + r + 1.0 / r;
+    const F even_high = in[6] - in[4], even_low = in[4] - in[2], odd_high = in[5] - in[3], odd_low = in[3] - in[1];
+    out[0] = F::fma(constant(-ends), even_low, in[6] - in[0]);
+    out[7] = F::fma(constant(-ends), in[5] - in[3], in[7] - in[1]);
+    const F even1 = F::fma(constant(-r - 1.0 / r), in[4], in[6] + in[2]);
+    const F odd1 = F::fma(constant(-r - 1.0 / r), in[3], in[5] + in[1]);
+    out[3] = even1 + odd1, out[4] = even1 - odd1;
+    const F even0 = F::fma(constant(-r), even_low, even_high), odd0 = F::fma(constant(-r), odd_low, odd_high);
+    out[1] = scaled_sum(Point<3, 0>{}, odd0, even0), out[2] = scaled_sum(MinusPoint<3, 0>{}, odd0, even0);
+    const F even2 = F::fma(constant(-1.0 / r), even_low, even_high), odd2 = F::fma(constant(-1.0 / r), odd_low, odd_high);
+    out[5] = scaled_sum(Point<3, 2>{}, odd2, even2), out[6] = scaled_sum(MinusPoint<3, 2>{}, odd2, even2);
   }
 }
 
