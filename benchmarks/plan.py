@@ -11,6 +11,7 @@ from lgld_ops.bench.cases import (
     SHAPES,
     TRAINING,
     Case,
+    MixerCase,
     NetworkCase,
     involution_cases,
 )
@@ -52,6 +53,8 @@ def quick() -> list[Cell]:
         Cell(LGLD, threads),
         Cell(replace(LGLD, mode=TRAINING), threads, compiled=False),
         *(Cell(shape, threads, compiled=False) for shape in SHAPES.values() if shape != LGLD),
+        Cell(replace(LGLD, dtype="bfloat16", channels_last=True), threads, compiled=False),
+        *(Cell(MixerCase(mode=mode), threads, compiled=False) for mode in (FORWARD, TRAINING)),
         Cell(NetworkCase(), threads, compiled=False),
     ]
 
@@ -62,6 +65,15 @@ def default() -> list[Cell]:
     shapes = list(SHAPES.values())
     cells = [Cell(case, most, compiled=case.batch < 32) for case in involution_cases(shapes, BATCHES, (FORWARD,))]
     cells += [Cell(case, most, compiled=case.batch == 1) for case in involution_cases(shapes, (1, 8), (TRAINING,))]
+    cells += [
+        Cell(replace(shape, dtype=dtype, channels_last=last, mode=mode, batch=batch), most, compiled=False)
+        for mode in (FORWARD, TRAINING)
+        for batch in (1, 8)
+        for dtype, last in (("float32", True), ("bfloat16", False), ("float16", False), ("bfloat16", True))
+        for shape in shapes
+        if mode == FORWARD or batch == 1
+    ]
+    cells += [Cell(MixerCase(batch, mode=mode), most) for mode in (FORWARD, TRAINING) for batch in (1, 8)]
     cells += [Cell(NetworkCase(batch), most, compiled=batch == 1) for batch in BATCHES]
     cells.append(Cell(NetworkCase(8, mode=TRAINING), most, compiled=False))
     if most > 1:
@@ -84,6 +96,7 @@ def everything() -> list[Cell]:
         for threads in thread_counts()
         for case in (
             *involution_cases(SHAPES.values(), BATCHES, (FORWARD, TRAINING)),
+            *(MixerCase(batch, mode=mode) for mode in (FORWARD, TRAINING) for batch in BATCHES),
             *(NetworkCase(batch) for batch in BATCHES),
             NetworkCase(8, mode=TRAINING),
         )

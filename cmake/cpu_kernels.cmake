@@ -2,7 +2,7 @@
 set(LGLD_KERNELS ${CMAKE_CURRENT_SOURCE_DIR}/kernels/cpu)
 
 if(LGLD_TARGETS_X86_64)
-  set(LGLD_VARIANTS scalar sse2 avx2 avx512)
+  set(LGLD_VARIANTS avx512 avx2 sse2 scalar) # the slowest to compile first
 else()
   set(LGLD_VARIANTS scalar neon)
 endif()

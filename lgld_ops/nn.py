@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,16 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from .ops.involution import IntOrPair, involution2d
-
-
-def _pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in pair):
-        raise TypeError(f"{name} must be an int or a pair of ints, but is {value!r}")
-    if min(pair) < least:
-        raise ValueError(f"{name} must be at least {least}, but is {value!r}")
-    return pair[0], pair[1]
+from ._layer import InvolutionBase, Window, check_counts, check_divides
+from ._layer import pair as _pair
+from .ops.involution import IntOrPair
 
 
 class _ActivatedPointwise(torch.autograd.Function):
@@ -72,12 +64,14 @@ def _is_pointwise(module: nn.Module) -> bool:
     )
 
 
-class Involution2d(nn.Module):
+class Involution2d(InvolutionBase):
     """Involution layer that generates its kernels from its input; drop-in for LGLD-Net's `InvolutionLayer`.
 
     ``kernel = conv1x1(SiLU(conv1x1(conv1x1(pool(x)))))`` with `reduction` times fewer channels between the convolutions,
     then `lgld_ops.involution2d`. With a stride, `pool` is the mean over stride x stride pixels, border blocks averaging the
-    pixels they have, so that every image size works.
+    pixels they have, so that every image size works. [B, channels, H, W] -> [B, channels, ceil(H/stride), ceil(W/stride)],
+    float16, bfloat16, float32 or float64. Source: LGLD-Net's published code (ICITA 2025); stride and groups as in Li et al.,
+    CVPR 2021.
 
     Args:
         channels: channels of input and output.
@@ -89,12 +83,17 @@ class Involution2d(nn.Module):
         dilation: pixels between the window's taps, an int or a pair.
         groups: groups of channels that share kernels; divides `channels`.
 
+    Calling it with x of other dimensions or channels, or with a given `padding` that makes more or fewer windows than there
+    are kernels, is a ValueError.
+
     State dict: ``reduce.*``, ``shared_mlp.0.*``, ``shared_mlp.2.*``, the keys of LGLD-Net's published code.
 
     Raises:
         TypeError: an argument is of another type.
         ValueError: an argument is out of range; the message names it, what it was and what it must be.
     """
+
+    _remedy = ", one per block of stride x stride pixels; padding=None makes them equal"
 
     def __init__(
         self,
@@ -108,13 +107,8 @@ class Involution2d(nn.Module):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("reduction", reduction), ("groups", groups)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, but is {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, but is {value}")
-        if channels % groups:
-            raise ValueError(f"groups must divide channels, but groups is {groups} and channels is {channels}")
+        check_counts(channels=channels, reduction=reduction, groups=groups)
+        check_divides("groups", groups, "channels", channels)
         if channels < reduction:
             raise ValueError(f"reduction must be at most channels, {channels}, but is {reduction}")
         self.channels, self.reduction, self.groups = channels, reduction, groups
@@ -131,6 +125,7 @@ class Involution2d(nn.Module):
             self.padding = (reach[0] // 2, reach[1] // 2)
         else:
             self.padding = _pair("padding", padding, 0)
+        self._window = Window(channels, self.kernel_size, self.stride, self.padding, self.dilation, groups)
         hidden = channels // reduction
         self.reduce = nn.Conv2d(channels, hidden, 1)
         self.shared_mlp = nn.Sequential(
@@ -148,40 +143,23 @@ class Involution2d(nn.Module):
 
     def kernel(self, x: Tensor) -> Tensor:
         """The generated kernels [B, groups*Kh*Kw, ceil(H/stride), ceil(W/stride)] for x [B, C, H, W]."""
-        if self.stride != (1, 1):
-            x = F.avg_pool2d(x, self.stride, self.stride, ceil_mode=True, count_include_pad=False)
+        return self._kernel(self._pooled(x))
+
+    def _pooled(self, x: Tensor, grid: object = None) -> Tensor:
+        stride = self._window.stride
+        return x if stride == (1, 1) else F.avg_pool2d(x, stride, stride, ceil_mode=True, count_include_pad=False)
+
+    def _kernel(self, pooled: Tensor) -> Tensor:
         if not self._generator_is_as_built():
-            return self.shared_mlp(self.reduce(x))  # type: ignore[no-any-return]
+            return self.shared_mlp(self.reduce(pooled))  # type: ignore[no-any-return]
         squeeze, (mix, activation, span) = self.reduce, cast("tuple[nn.Conv2d, nn.SiLU, nn.Conv2d]", tuple(self.shared_mlp))
         # Nothing stands between the first two convolutions: W1 (W0 x + b0) + b1 = (W1 W0) x + (W1 b0 + b1).
         w1 = mix.weight.flatten(1)
         weight = (w1 @ squeeze.weight.flatten(1))[..., None, None]
-        hidden = F.conv2d(x, weight, torch.mv(w1, cast("Tensor", squeeze.bias)) + cast("Tensor", mix.bias))
+        hidden = F.conv2d(pooled, weight, torch.mv(w1, cast("Tensor", squeeze.bias)) + cast("Tensor", mix.bias))
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not torch.is_grad_enabled():
             return F.conv2d(activation(hidden), span.weight, span.bias)
         return _ActivatedPointwise.apply(hidden, span.weight, span.bias)  # type: ignore[no-any-return, no-untyped-call]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, Ho, Wo].
-
-        Raises:
-            ValueError: x has other dimensions or channels, or a given `padding` makes more or fewer windows than there are
-                kernels.
-        """
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"x must have shape [B, {self.channels}, H, W], but has {list(x.shape)}")
-        kernel = self.kernel(x)
-        windows = [
-            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1) // self.stride[i] + 1
-            for i in range(2)
-        ]
-        if windows != [kernel.shape[2], kernel.shape[3]]:
-            raise ValueError(
-                f"padding {self.padding} makes {windows[0]} x {windows[1]} windows of a {x.shape[2]} x {x.shape[3]} input, but "
-                f"there are {kernel.shape[2]} x {kernel.shape[3]} kernels, one per {self.stride[0]} x {self.stride[1]} pixels; "
-                "padding=None makes them equal"
-            )
-        return involution2d(x, kernel, self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         """The constructor's arguments, as nn.Module prints them."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from oracle import LAYOUTS, Problem, assert_like_reference, problems, with_gradients
+from hypothesis import given, settings
+from oracle import DTYPES, LAYOUTS, Problem, assert_like_reference, problems, with_gradients
 from torch import Tensor
 
 import lgld_ops
@@ -38,7 +38,7 @@ SHAPES = {
 
 
 def bits(t: Tensor) -> bytes:
-    return t.detach().contiguous().numpy().tobytes()
+    return t.detach().contiguous().view(torch.uint8).numpy().tobytes() if t.numel() else b""
 
 
 @given(problems())
@@ -47,7 +47,15 @@ def test_equals_the_definition(problem: Problem) -> None:
     assert_like_reference(with_gradients(involution2d, problem, operands), problem, operands)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.nightly
+@settings(max_examples=600)
+@given(problems())
+def test_equals_the_definition_at_length(problem: Problem) -> None:
+    operands = problem.operands()
+    assert_like_reference(with_gradients(involution2d, problem, operands), problem, operands)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
 def test_chosen_shapes(name: str, dtype: torch.dtype) -> None:
     problem = replace(SHAPES[name], dtype=dtype)
@@ -57,19 +65,38 @@ def test_chosen_shapes(name: str, dtype: torch.dtype) -> None:
     assert all(t.is_contiguous() for t in ours)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", range(3), ids=["x", "weight", "grad"])
 @pytest.mark.parametrize("name", ["five", "rednet_stride", "wide"])
-def test_views(name: str, which: int, layout: str) -> None:
+def test_views(name: str, which: int, layout: str, dtype: torch.dtype) -> None:
     layouts = tuple(layout if i == which else "contiguous" for i in range(3))
-    problem = replace(SHAPES[name], layouts=layouts)
+    problem = replace(SHAPES[name], layouts=layouts, dtype=dtype)
     operands = problem.operands()
     assert_like_reference(with_gradients(involution2d, problem, operands), problem, operands)
+    if layout == "channels_last":
+        return  # another kernel, another order of additions
     copies = tuple(t.detach().contiguous() for t in operands)
     for view, copy in zip(
         with_gradients(involution2d, problem, operands), with_gradients(involution2d, problem, copies), strict=True
     ):
         assert bits(view) == bits(copy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weight_layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_channels_last(name: str, weight_layout: str, dtype: torch.dtype) -> None:
+    problem = replace(SHAPES[name], layouts=("channels_last", weight_layout, "channels_last"), dtype=dtype)
+    operands = problem.operands()
+    ours = with_gradients(involution2d, problem, operands)
+    assert_like_reference(ours, problem, operands)
+    # A single pixel is laid out both ways, and counts as contiguous.
+    if operands[0].stride(3) != 1:
+        assert ours[0].is_contiguous(memory_format=torch.channels_last)
+        assert ours[0].stride(1) == 1
+    if operands[2].stride(3) != 1:
+        assert ours[1].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_gradient_of_a_sum_arrives_expanded() -> None:

@@ -213,8 +213,9 @@ def test_transforms_under_autocast() -> None:
 
     with torch.autocast("cpu", torch.bfloat16):
         grads = grad(total, argnums=(0, 1))(x, weight)
-    expected = grad(lambda x, w: involution2d_unfold(x, w, *problem.arguments).sum(), argnums=(0, 1))(x, weight)
-    torch.testing.assert_close(grads, expected)
+    rounded = (x.bfloat16().float(), weight.bfloat16().float())
+    expected = grad(lambda x, w: involution2d_unfold(x, w, *problem.arguments).sum(), argnums=(0, 1))(*rounded)
+    torch.testing.assert_close(grads, expected, rtol=torch.finfo(torch.bfloat16).eps, atol=1e-6)
 
 
 # --- autocast ---------------------------------------------------------------------------------------------------------
@@ -234,15 +235,14 @@ def test_autocast(dtype: torch.dtype, inputs: str, raw: bool) -> None:
     with torch.autocast("cpu", dtype):
         y = call(x, weight, *DENSE.arguments)
     assert y.dtype == dtype
-    # Summed in float32, rounded once.
-    wide_x, wide_weight = (t.detach().float().requires_grad_() for t in (x, weight))
-    expected = involution2d(wide_x, wide_weight, *DENSE.arguments).to(dtype)
-    assert torch.equal(y, expected)
+    # Operands rounded to the autocast dtype, summed in float32, rounded once.
+    wide = tuple(t.detach().to(dtype).float().requires_grad_() for t in (x, weight))
+    expected = involution2d(*wide, *DENSE.arguments)
+    torch.testing.assert_close(y, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
     ours = torch.autograd.grad(y, (x, weight), g.to(dtype))
-    wide = torch.autograd.grad(expected, (wide_x, wide_weight), g.to(dtype))
-    for mine, theirs, leaf in zip(ours, wide, (x, weight), strict=True):
+    for mine, theirs, leaf in zip(ours, torch.autograd.grad(expected, wide, g.to(dtype).float()), (x, weight), strict=True):
         assert mine.dtype == leaf.dtype
-        assert torch.equal(mine, theirs.to(leaf.dtype))
+        torch.testing.assert_close(mine, theirs.to(dtype).to(leaf.dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_autocast_leaves_float64_alone() -> None:

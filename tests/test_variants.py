@@ -95,8 +95,7 @@ class Tensors(NamedTuple):
 
 def run_pass(variant: str, pass_name: str, problem: Problem, t: Tensors, *, pieces: int = 1, end: str = "end") -> Array:
     """One pass of one variant; result and scratch in guarded memory."""
-    is_double = t.x.dtype == np.float64
-    plan = _testing.plan(variant, pass_name, shape_of(problem), is_double)
+    plan = _testing.plan(variant, pass_name, shape_of(problem), t.x.dtype.name)
     first, second, shape = {
         "forward": (t.x, t.weight, problem.out_shape),
         "grad_x": (t.grad, t.weight, problem.x_shape),
@@ -159,7 +158,7 @@ def test_the_plan_does_not_depend_on_threads(variant: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            plans.append([_testing.plan(variant, p, shape_of(PROBLEMS["lgldnet"]), False) for p in PASSES])
+            plans.append([_testing.plan(variant, p, shape_of(PROBLEMS["lgldnet"])) for p in PASSES])
     finally:
         torch.set_num_threads(before)
     assert plans[0] == plans[1] == plans[2]
@@ -218,14 +217,14 @@ def test_a_variant_that_the_processor_lacks_is_an_error(run_python: Callable[...
     assert "lacks" in last
     assert all(part in last for part in ("LGLD_CPU_VARIANT", wanted, *RUNS)), last
     with pytest.raises(ValueError, match=wanted):
-        _testing.plan(wanted, "forward", shape_of(PROBLEMS["lgldnet"]), False)
+        _testing.plan(wanted, "forward", shape_of(PROBLEMS["lgldnet"]))
 
 
 def test_the_module_names_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="mmx"):
-        _testing.plan("mmx", "forward", shape_of(PROBLEMS["lgldnet"]), False)
+        _testing.plan("mmx", "forward", shape_of(PROBLEMS["lgldnet"]))
     with pytest.raises(ValueError, match="sideways"):
-        _testing.plan("scalar", "sideways", shape_of(PROBLEMS["lgldnet"]), False)
+        _testing.plan("scalar", "sideways", shape_of(PROBLEMS["lgldnet"]))
 
 
 # --- memory bounds through the real op --------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 //
 //   lgld_silu_ulp [STRIDE [PART PARTS]]
 //
-// takes every STRIDE-th of the 2^32 floats (1: all of them, a few minutes a core), of PARTS equal parts the one with number
+// takes every STRIDE-th of the 2^32 floats (1: all of them, an hour or two), of PARTS equal parts the one with number
 // PART, and as many doubles spread over their whole range. Fails where an error exceeds the bound stated in
 // kernels/cpu/elementwise/elementwise.h. cmake --preset native builds it.
 #include <algorithm>

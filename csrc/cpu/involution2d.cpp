@@ -1,7 +1,6 @@
 // torch.ops.lgld_ops.involution2d and its two gradients on the CPU. Formulas: kernels/cpu/involution2d/involution2d.h.
 #include "kernels/cpu/involution2d/involution2d.h"
 
-#include <sys/mman.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,46 +9,32 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "csrc/cpu/tensors.h"
 #include "csrc/cpu/variant.h"
 #include "csrc/error.h"
 
 namespace lgld {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-
-std::string shape_text(const Ints& size) {
-  std::string text = "[";
-  for (size_t d = 0; d < size.size(); ++d) text += (d ? ", " : "") + std::to_string(size[d]);
-  return text + "]";
-}
-
-std::string shape_of(const Tensor& t) {
-  Ints size;
-  for (int64_t d = 0; d < t.dim(); ++d) size.push_back(t.size(d));
-  return shape_text(size);
-}
-
-const char* dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    default: return "an integer, boolean, complex or other dtype";
+std::optional<Dtype> kernel_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    case ScalarType::Half: return Dtype::kFloat16;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    default: return std::nullopt;
   }
 }
 
 void check_map(const char* op, const char* name, const Tensor& t) {
   LGLD_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU, like the other argument");
   LGLD_CHECK(t.dim() == 4, op, ": ", name, " must have 4 dimensions, but has shape ", shape_of(t));
-  LGLD_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double, op, ": ", name,
-             " must be float32 or float64, but is ", dtype_of(t));
+  LGLD_CHECK(kernel_dtype(t.scalar_type()), op, ": ", name, " must be float32, float64, float16 or bfloat16, but is ",
+             dtype_of(t));
 }
 
 constexpr int64_t kLargest = int64_t{1} << 24;
@@ -108,54 +93,9 @@ void check_same_dtype(const char* op, const char* a_name, const Tensor& a, const
              ", but is ", dtype_of(b));
 }
 
-// glibc maps every block of more than 32 MiB afresh, and the first touch of each 4 KiB page costs a fault: 25,000 of them, some
-// 50 ms, for a result of 100 MiB. Asking for 2 MiB pages makes that 50. Advice only: the kernel may decline.
-void advise_huge_pages(const Tensor& t, int64_t bytes) {
-  constexpr int64_t kHugePage = int64_t{2} << 20, kMappedAfresh = int64_t{32} << 20;
-  if (bytes < kMappedAfresh) return;
-  const auto begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = (begin + bytes) / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-}
-
 Tensor allocate(const char* op, const Tensor& like, const Ints& size) {
-  const Ints stride{size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
-  const bool is_double = like.scalar_type() == ScalarType::Double;
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError status = aoti_torch_empty_strided(4, size.data(), stride.data(),
-                                                         is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-                                                         aoti_torch_device_type_cpu(), 0, &handle);
-  LGLD_CHECK(status == AOTI_TORCH_SUCCESS, op, ": a result of shape ", shape_text(size),
-             " could not be allocated; it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
-  const Tensor t(handle);
-  advise_huge_pages(t, size[0] * stride[0] * (is_double ? 8 : 4));
-  return t;
+  return allocate_map(op, like, size, "it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
 }
-
-template <class T>
-Strided<const T> read(const Tensor& t) {
-  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-template <class T>
-Strided<T> write(const Tensor& t) {
-  return {static_cast<T*>(t.mutable_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-// A tensor that a kernel reads in place needs neighbouring columns in neighbouring elements.
-Tensor with_unit_columns(const char* op, const char* name, const Tensor& t) {
-  if (t.stride(3) == 1 || t.size(3) == 1) return t;
-  try {
-    return torch::stable::contiguous(t);
-  } catch (const std::runtime_error& e) {
-    fail(op, ": not enough memory for a copy of ", name, ", of shape ", shape_of(t),
-         ", whose columns are not adjacent in memory");
-  }
-}
-
-struct FreeDeleter {
-  void operator()(void* p) const { std::free(p); }
-};
 
 template <class T>
 void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<T> kernel, const Tensor& a, const Tensor& b,
@@ -187,12 +127,17 @@ void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<
 void run(const char* op, const Involution2dShape& s, Involution2dPass pass, const Tensor& a, const Tensor& b,
          const Tensor& out) {
   const Involution2dKernels& k = *active_cpu_variant().involution2d;
-  const bool is_double = a.scalar_type() == ScalarType::Double;
-  const Involution2dPlan plan = plan_involution2d(s, pass, k, is_double);
-  if (is_double) {
-    run<double>(op, plan, select<double>(k, pass), a, b, out);
-  } else {
-    run<float>(op, plan, select<float>(k, pass), a, b, out);
+  const bool grad_weight = pass == Involution2dPass::kGradWeight;
+  const Tensor &map = grad_weight ? b : a, &other = grad_weight ? a : b;
+  const auto unit = [](const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1; };
+  const Dtype dtype = *kernel_dtype(a.scalar_type());
+  const Involution2dFormat format{dtype, is_channels_last(map), unit(map), unit(other), unit(out)};
+  const Involution2dPlan plan = plan_involution2d(s, pass, k, format);
+  switch (dtype) {
+    case Dtype::kFloat32: return run<float>(op, plan, select<float>(k, pass), a, b, out);
+    case Dtype::kFloat64: return run<double>(op, plan, select<double>(k, pass), a, b, out);
+    case Dtype::kFloat16: return run<Float16>(op, plan, select<Float16>(k, pass), a, b, out);
+    case Dtype::kBFloat16: return run<BFloat16>(op, plan, select<BFloat16>(k, pass), a, b, out);
   }
 }
 
@@ -206,7 +151,7 @@ Tensor involution2d(const Tensor& x, const Tensor& weight, Ints kernel_size, Int
       make_shape(op, "x", x.size(0), x.size(1), x.size(2), x.size(3), kernel_size, stride, padding, dilation, groups);
   check_size(op, "weight", weight, weight_size(s), kWeightMeaning);
   const Tensor y = allocate(op, x, output_size(s));
-  run(op, s, Involution2dPass::kForward, x, with_unit_columns(op, "weight", weight), y);
+  run(op, s, Involution2dPass::kForward, x, weight, y);
   return y;
 }
 
@@ -235,7 +180,7 @@ Tensor involution2d_grad_weight(const Tensor& grad_y, const Tensor& x, Ints kern
       make_shape(op, "x", x.size(0), x.size(1), x.size(2), x.size(3), kernel_size, stride, padding, dilation, groups);
   check_size(op, "grad_y", grad_y, output_size(s), "[batch, channels, Ho, Wo]");
   const Tensor grad_weight = allocate(op, x, weight_size(s));
-  run(op, s, Involution2dPass::kGradWeight, with_unit_columns(op, "grad_y", grad_y), x, grad_weight);
+  run(op, s, Involution2dPass::kGradWeight, grad_y, x, grad_weight);
   return grad_weight;
 }
 

@@ -63,14 +63,25 @@ Involution2dPass pass_named(const std::string& name) {
   throw std::invalid_argument("pass '" + name + "' must be forward, grad_x or grad_weight");
 }
 
-Involution2dPlan plan_for(const std::string& variant, const std::string& pass, const py::dict& shape, bool is_double) {
-  return plan_involution2d(shape_of(shape), pass_named(pass), *variant_named(variant).involution2d, is_double);
+Dtype dtype_named(const std::string& name) {
+  if (name == "float32") return Dtype::kFloat32;
+  if (name == "float64") return Dtype::kFloat64;
+  if (name == "float16") return Dtype::kFloat16;
+  if (name == "bfloat16") return Dtype::kBFloat16;
+  throw std::invalid_argument("dtype '" + name + "' must be float32, float64, float16 or bfloat16");
+}
+
+// Of contiguous NCHW operands and results.
+Involution2dPlan plan_for(const std::string& variant, const std::string& pass, const py::dict& shape,
+                          const std::string& dtype) {
+  return plan_involution2d(shape_of(shape), pass_named(pass), *variant_named(variant).involution2d,
+                           {dtype_named(dtype), false, true, true, true});
 }
 
 template <class T>
 void involution2d(const std::string& variant, const std::string& pass, const py::array_t<T> a, const py::array_t<T> b,
                   py::array_t<T> out, py::array_t<uint8_t> scratch, const py::dict& shape, int64_t begin, int64_t end) {
-  const Involution2dPlan plan = plan_for(variant, pass, shape, std::is_same_v<T, double>);
+  const Involution2dPlan plan = plan_for(variant, pass, shape, std::is_same_v<T, double> ? "float64" : "float32");
   if (scratch.nbytes() < plan.scratch_bytes) throw std::invalid_argument("scratch is smaller than the plan's scratch_bytes");
   if (reinterpret_cast<uintptr_t>(scratch.data()) % 64 != 0) throw std::invalid_argument("scratch must be aligned to 64 bytes");
   if (begin < 0 || end > plan.tasks) throw std::invalid_argument("tasks must be within the plan's");
@@ -85,13 +96,13 @@ PYBIND11_MODULE(_testing, m) {
   m.def("variants", &variants, "[(name, whether this machine runs it)], the fastest first");
   m.def(
       "plan",
-      [](const std::string& variant, const std::string& pass, const py::dict& shape, bool is_double) {
-        const Involution2dPlan p = plan_for(variant, pass, shape, is_double);
+      [](const std::string& variant, const std::string& pass, const py::dict& shape, const std::string& dtype) {
+        const Involution2dPlan p = plan_for(variant, pass, shape, dtype);
         using namespace py::literals;
         return py::dict("tasks"_a = p.tasks, "scratch_bytes"_a = p.scratch_bytes, "row_tile"_a = p.row_tile,
                         "col_tile"_a = p.col_tile, "dense"_a = p.dense);
       },
-      py::arg("variant"), py::arg("pass_name"), py::arg("shape"), py::arg("is_double"));
+      py::arg("variant"), py::arg("pass_name"), py::arg("shape"), py::arg("dtype") = "float32");
   const auto define = [&](auto zero) {
     using T = decltype(zero);
     m.def("involution2d", &involution2d<T>, py::arg("variant"), py::arg("pass_name"), py::arg("a").noconvert(),

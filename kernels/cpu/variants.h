@@ -1,6 +1,7 @@
 // The compiled instruction sets and what this machine can run of them.
 #pragma once
 #include "elementwise/elementwise.h"
+#include "ffm/ffm.h"
 #include "involution2d/involution2d.h"
 #include "lgldnet/lgldnet.h"
 #include "probe/probe.h"
@@ -12,6 +13,7 @@ struct CpuVariant {
   const char* needs;    // processor features, in words, for messages
   bool (*supported)();  // by this processor and operating system
   const ElementwiseKernels* elementwise;
+  const FfmKernels* ffm;
   const Involution2dKernels* involution2d;
   const LgldnetKernels* lgldnet;
   const ProbeKernels* probe;

@@ -1,4 +1,4 @@
-"""What is measured: the involution op at the shapes of published networks, and LGLD-Net as a whole."""
+"""What is measured: the involution op at published shapes, LGLD-Net's Fourier feature mixer, and LGLD-Net as a whole."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ Arrays: TypeAlias = dict[str, NDArray[Any]]
 FORWARD: Mode = "forward"
 TRAINING: Mode = "forward+backward"
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 _SEED = 20250728
 
 
@@ -26,10 +28,10 @@ def _checked_mode(mode: str) -> None:
 
 @dataclass(frozen=True)
 class InvolutionCase:
-    """One call of the involution op in float32, "same" padding ``(kernel_size - 1) // 2``.
+    """One call of the involution op, "same" padding ``(kernel_size - 1) // 2``.
 
     ``x`` is ``[batch, channels, height, width]``, ``weight`` ``[batch, groups * kernel_size**2, out_height,
-    out_width]``."""
+    out_width]``, both of ``dtype`` (float32, float16 or bfloat16) and contiguous or channels_last."""
 
     subject: ClassVar[str] = "involution"
     heading: ClassVar[str] = "involution2d"
@@ -42,8 +44,12 @@ class InvolutionCase:
     stride: int = 1
     batch: int = 1
     mode: Mode = FORWARD
+    dtype: str = "float32"
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         for name in ("channels", "height", "width", "kernel_size", "groups", "stride", "batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -82,10 +88,18 @@ class InvolutionCase:
     def label(self) -> str:
         stride = f" s{self.stride}" if self.stride > 1 else ""
         shape = f"[{self.batch},{self.channels},{self.height},{self.width}]"
-        return f"{shape} K{self.kernel_size} G{self.groups}{stride} {self.mode}"
+        kind = "" if self.dtype == "float32" else f" {self.dtype}"
+        kind += " channels_last" if self.channels_last else ""
+        return f"{shape} K{self.kernel_size} G{self.groups}{stride}{kind} {self.mode}"
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is float32 and contiguous."""
+        return self.dtype == "float32" and not self.channels_last
 
     def arrays(self) -> Arrays:
-        """The inputs, the same for every opponent: standard normal, float32."""
+        """The inputs, the same for every opponent: standard normal, float32. Opponents round and lay them out as the
+        case says."""
         rng = np.random.default_rng(_SEED)
         taps = self.groups * self.kernel_size**2
         arrays: Arrays = {
@@ -95,6 +109,53 @@ class InvolutionCase:
         if self.mode == TRAINING:
             shape = (self.batch, self.channels, self.out_height, self.out_width)
             arrays["grad_output"] = rng.standard_normal(shape, np.float32)
+        return arrays
+
+
+def _images(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.float32]:
+    """RGB images in [0, 1].
+
+    Each has colours and waves of its own: noise alone averages out, and a network's logits would say nothing."""
+    phase = np.linspace(0.0, 2.0 * np.pi, size)
+    channels = (batch, 3, 1, 1)
+    rows, columns = rng.integers(1, 12, (2, *channels))
+    waves = np.sin(rows * phase[:, None] + columns * phase + rng.uniform(0.0, 2.0 * np.pi, channels))
+    noise = rng.standard_normal((batch, 3, size, size))
+    images = rng.uniform(0.2, 0.8, channels) + 0.25 * waves + 0.05 * noise
+    clipped: NDArray[np.float32] = np.clip(images, 0.0, 1.0).astype(np.float32)
+    return clipped
+
+
+@dataclass(frozen=True)
+class MixerCase:
+    """LGLD-Net's Fourier feature mixer, 3 -> 64 channels, on a batch of ``size`` x ``size`` RGB images: its result in eval
+    mode, or in train mode the result and the gradient of every parameter (none of the image, as in the network)."""
+
+    subject: ClassVar[str] = "ffm"
+    heading: ClassVar[str] = "Fourier feature mixer"
+
+    batch: int = 1
+    size: int = 224
+    mode: Mode = FORWARD
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        _checked_mode(self.mode)
+
+    @property
+    def label(self) -> str:
+        return f"[{self.batch},3,{self.size},{self.size}] {self.mode}"
+
+    def arrays(self) -> Arrays:
+        """Images in [0, 1], float32, and the gradient of the result for training."""
+        rng = np.random.default_rng(_SEED)
+        arrays: Arrays = {"x": _images(rng, self.batch, self.size)}
+        if self.mode == TRAINING:
+            side = (self.size + 1) // 2
+            arrays["grad_output"] = rng.standard_normal((self.batch, 64, side, side), np.float32)
         return arrays
 
 
@@ -126,27 +187,19 @@ class NetworkCase:
         return f"[{self.batch},3,{self.size},{self.size}] {self.mode}"
 
     def arrays(self) -> Arrays:
-        """Images in [0, 1], float32, and class labels for training.
-
-        Each image has colours and waves of its own: noise alone averages out, and the logits would say
-        nothing."""
+        """Images in [0, 1], float32, and class labels for training."""
         rng = np.random.default_rng(_SEED)
-        phase = np.linspace(0.0, 2.0 * np.pi, self.size)
-        channels = (self.batch, 3, 1, 1)
-        rows, columns = rng.integers(1, 12, (2, *channels))
-        waves = np.sin(rows * phase[:, None] + columns * phase + rng.uniform(0.0, 2.0 * np.pi, channels))
-        noise = rng.standard_normal((self.batch, 3, self.size, self.size))
-        images = rng.uniform(0.2, 0.8, channels) + 0.25 * waves + 0.05 * noise
-        arrays: Arrays = {"x": np.clip(images, 0.0, 1.0).astype(np.float32)}
+        arrays: Arrays = {"x": _images(rng, self.batch, self.size)}
         if self.mode == TRAINING:
             arrays["labels"] = rng.integers(0, self.num_classes, self.batch, np.int64)
         return arrays
 
 
-Case: TypeAlias = InvolutionCase | NetworkCase
+Case: TypeAlias = InvolutionCase | MixerCase | NetworkCase
 
-_CASES: dict[str, type[InvolutionCase] | type[NetworkCase]] = {
+_CASES: dict[str, type[InvolutionCase] | type[MixerCase] | type[NetworkCase]] = {
     InvolutionCase.subject: InvolutionCase,
+    MixerCase.subject: MixerCase,
     NetworkCase.subject: NetworkCase,
 }
 

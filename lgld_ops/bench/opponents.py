@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lgld_ops import reference
 
-from .cases import FORWARD, TRAINING, Case, InvolutionCase, Mode, NetworkCase
+from .cases import FORWARD, TRAINING, Case, InvolutionCase, MixerCase, Mode, NetworkCase
 from .equivalence import FACTOR, PARAMETER_GRADIENT
 
 Inputs: TypeAlias = dict[str, Tensor]
@@ -65,6 +65,8 @@ class Opponent:
     it."""
     eager_autograd: bool = False
     """Whether a saved-tensors hook sees what autograd keeps."""
+    takes: Callable[[Any], bool] = lambda case: True
+    """Whether it has anything to say to a case."""
 
     def __post_init__(self) -> None:
         if self.process and self.environment:
@@ -89,8 +91,9 @@ def opponent(name: str, subject: str, **options: Any) -> Callable[[Build], Build
 
 
 def opponents_for(case: Case) -> list[Opponent]:
-    """Those registered for the case's subject and mode, in the order of registration."""
-    return [entry for entry in REGISTRY.values() if entry.subject == case.subject and case.mode in entry.modes]
+    """Those registered for the case's subject and mode that take it, in the order of registration."""
+    found = [entry for entry in REGISTRY.values() if entry.subject == case.subject and case.mode in entry.modes]
+    return [entry for entry in found if entry.takes(case)]
 
 
 def module(name: str) -> Requirement:
@@ -112,8 +115,21 @@ def cxx_compiler() -> str | None:
 # The involution op.
 
 
+def operands(case: InvolutionCase, inputs: Inputs) -> Inputs:
+    """Copies of the inputs in the dtype and memory format of the case; float64 ones stay float64, rounded alike."""
+    dtype = getattr(torch, case.dtype)
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+
+    def laid_out(t: Tensor) -> Tensor:
+        rounded = t.to(dtype)
+        return (rounded.double() if t.dtype == torch.float64 else rounded).contiguous(memory_format=layout)
+
+    return {name: laid_out(t) for name, t in inputs.items()}
+
+
 def involution_call(function: Involution, case: InvolutionCase, inputs: Inputs) -> Call:
     """One call of ``function(x, weight, case)``, with both gradients where the case asks for them."""
+    inputs = operands(case, inputs)
     x, weight = inputs["x"], inputs["weight"]
     if case.mode == FORWARD:
         return lambda: {"output": function(x, weight, case)}
@@ -142,10 +158,10 @@ def _padded(x: Tensor, case: InvolutionCase) -> Tensor:
 def _taps(padded: Tensor, weight: Tensor, case: InvolutionCase) -> list[tuple[Tensor, Tensor]]:
     """Views of the padded input shifted by each tap, with that tap's weights: both broadcast to [B, G, C/G,
     Ho, Wo]."""
-    batch, channels, height, width = padded.shape
+    channels = padded.shape[1]
     rows, columns, k, s = weight.shape[2], weight.shape[3], case.kernel_size, case.stride
-    grouped = padded.view(batch, case.groups, channels // case.groups, height, width)
-    weights = weight.view(batch, case.groups, 1, k, k, rows, columns)
+    grouped = padded.unflatten(1, (case.groups, channels // case.groups))
+    weights = weight.unflatten(1, (case.groups, 1, k, k))
     last_row, last_column = s * (rows - 1) + 1, s * (columns - 1) + 1
     return [
         (grouped[..., i : i + last_row : s, j : j + last_column : s], weights[:, :, :, i, j])
@@ -220,18 +236,115 @@ def involution_ours(case: InvolutionCase, inputs: Inputs) -> Call:
     return involution_call(lambda x, weight, case: involution2d(x, weight, k, stride=s, padding=p, groups=groups), case, inputs)
 
 
+@opponent("lgld_ops, float32 contiguous", "involution", role="ours too", takes=lambda case: not case.plain)
+def involution_ours_plain(case: InvolutionCase, inputs: Inputs) -> Call:
+    """The same values in float32 and contiguous: what another dtype or memory format costs or saves."""
+    rounded = {name: t.to(getattr(torch, case.dtype)).float() for name, t in inputs.items()}
+    return involution_ours(replace(case, dtype="float32", channels_last=False), rounded)
+
+
 @opponent("copy x", "involution", role="floor", modes=(FORWARD,), process="judge and floors")
 def copy_x(case: InvolutionCase, inputs: Inputs) -> Call:
-    x = inputs["x"]
+    x = operands(case, inputs)["x"]
     x_copy = torch.empty_like(x)
     return lambda: {"x": x_copy.copy_(x)}
 
 
 @opponent("copy x and weight", "involution", role="floor", process="judge and floors")
 def copy_x_and_weight(case: InvolutionCase, inputs: Inputs) -> Call:
-    x, weight = inputs["x"], inputs["weight"]
+    laid_out = operands(case, inputs)
+    x, weight = laid_out["x"], laid_out["weight"]
     x_copy, weight_copy = torch.empty_like(x), torch.empty_like(weight)
     return lambda: {"x": x_copy.copy_(x), "weight": weight_copy.copy_(weight)}
+
+
+# The Fourier feature mixer.
+
+
+def mixer(kind: Callable[..., nn.Module], case: MixerCase) -> nn.Module:
+    """``kind(3, 64)`` in the case's mode, with the weights that every opponent has and statistics that are not trivial."""
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = reference.FourierFeatureMixer(3, 64)
+        weights.bn.weight.uniform_(0.5, 1.5)
+        weights.bn.bias.normal_()
+        assert weights.bn.running_mean is not None
+        assert weights.bn.running_var is not None
+        weights.bn.running_mean.normal_(0.0, 0.1)
+        weights.bn.running_var.uniform_(0.5, 1.5)
+        layer = kind(3, 64)
+        layer.load_state_dict(weights.state_dict())
+    return layer.train(case.mode == TRAINING)
+
+
+def mixer_call(layer: nn.Module, run: Callable[[Tensor], Tensor], inputs: Inputs) -> Call:
+    """One call of ``run``, which is ``layer`` or a compiled form of it; in train mode with every parameter's gradient."""
+    x = inputs["x"]
+    if not layer.training:
+        return lambda: {"output": run(x)}
+    grad_output = inputs["grad_output"]
+    names = [PARAMETER_GRADIENT + name for name, _ in layer.named_parameters()]
+    parameters = list(layer.parameters())
+
+    def step() -> Mapping[str, Tensor]:
+        output = run(x)
+        return {"output": output, **dict(zip(names, torch.autograd.grad(output, parameters, grad_output), strict=True))}
+
+    return step
+
+
+def plain_mixer(layer: nn.Module, x: Tensor) -> Tensor:
+    from lgld_ops.ops import plain_ffm
+
+    bn = layer.bn
+    assert isinstance(bn, nn.BatchNorm2d)
+    p = dict(layer.named_parameters())
+    statistics = (bn.running_mean, bn.running_var, layer.training, bn.eps)
+    parameters = (p["fourier_weight_real"], p["fourier_weight_imag"], p["bn.weight"], p["bn.bias"])
+    return plain_ffm.fourier_feature_mixer(x, p["proj.weight"], p["proj.bias"], *parameters, *statistics)[0]
+
+
+@opponent("float64", "ffm", role="judge", process="judge and floors")
+def mixer_float64(case: MixerCase, inputs: Inputs) -> Call:
+    """Plain torch with exact sines; the published code computes its sines in float32 whatever the dtype."""
+    layer = mixer(reference.FourierFeatureMixer, case).double()
+    return mixer_call(layer, lambda x: plain_mixer(layer, x), {name: value.double() for name, value in inputs.items()})
+
+
+@opponent("reference, eager", "ffm", role="reference", eager_autograd=True)
+def mixer_eager(case: MixerCase, inputs: Inputs) -> Call:
+    layer = mixer(reference.FourierFeatureMixer, case)
+    return mixer_call(layer, layer, inputs)
+
+
+# Forward alone, like the compiled one, which chooses channels_last, too: in torch 2.13 on the CPU the weight's gradient of a
+# channels_last 1x1 convolution with stride 2 and 7 channels writes outside its memory and ends the process or spoils results.
+@opponent("reference, eager channels_last", "ffm", modes=(FORWARD,))
+def mixer_channels_last(case: MixerCase, inputs: Inputs) -> Call:
+    layout = torch.channels_last
+    layer = mixer(reference.FourierFeatureMixer, case).to(memory_format=layout)  # type: ignore[call-overload]
+    return mixer_call(layer, layer, {name: value.contiguous(memory_format=layout) for name, value in inputs.items()})
+
+
+@opponent("reference, torch.compile", "ffm", modes=(FORWARD,), requires=(cxx_compiler,), compiled=True)
+def mixer_compiled(case: MixerCase, inputs: Inputs) -> Call:
+    layer = mixer(reference.FourierFeatureMixer, case)
+    return mixer_call(layer, torch.compile(layer, dynamic=False), inputs)
+
+
+@opponent("plain torch without maps of positions", "ffm", eager_autograd=True)
+def mixer_plain(case: MixerCase, inputs: Inputs) -> Call:
+    """The same algebra in torch: a 3 -> C product plus a row term plus a column term."""
+    layer = mixer(reference.FourierFeatureMixer, case)
+    return mixer_call(layer, lambda x: plain_mixer(layer, x), inputs)
+
+
+@opponent("lgld_ops", "ffm", role="ours", eager_autograd=True)
+def mixer_ours(case: MixerCase, inputs: Inputs) -> Call:
+    from lgld_ops import FourierFeatureMixer
+
+    layer = mixer(FourierFeatureMixer, case)
+    return mixer_call(layer, layer, inputs)
 
 
 # The network.

@@ -56,7 +56,12 @@ def _grad_mode(mode: Mode) -> Iterator[None]:
 
 
 def _to_numpy(value: Any) -> np.ndarray[Any, Any]:
-    return value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach()
+    # numpy has no bfloat16, and the judge's unit of rounding is that of float32.
+    array: np.ndarray[Any, Any] = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).numpy()
+    return array
 
 
 def kept_bytes(call: opponents.Call) -> int:

@@ -31,9 +31,11 @@ def _counts(context: click.Context, parameter: click.Parameter, value: str | Non
     return counts
 
 
-def _plan(what: str, shapes: str | None, batches: Sequence[int], mode: str | None) -> list[Case]:
+def _plan(
+    what: str, shapes: str | None, batches: Sequence[int], mode: str | None, dtype: str, channels_last: bool
+) -> list[Case]:
     """The cases that the options ask for; without any, what says most within two minutes."""
-    from lgld_ops.bench.cases import FORWARD, SHAPES, TRAINING, NetworkCase, involution_cases, parse_shape
+    from lgld_ops.bench.cases import FORWARD, SHAPES, TRAINING, MixerCase, NetworkCase, involution_cases, parse_shape
 
     modes: dict[str | None, tuple[Mode, ...]] = {"training": (TRAINING,), "both": (FORWARD, TRAINING)}
     chosen_modes = modes.get(mode, (FORWARD,))
@@ -51,7 +53,9 @@ def _plan(what: str, shapes: str | None, batches: Sequence[int], mode: str | Non
         op_cases = involution_cases(parsed, batches, chosen_modes)
         if mode is None and shapes is None:
             op_cases.insert(1, replace(op_cases[0], mode=TRAINING))
-        cases += op_cases
+        cases += [replace(case, dtype=dtype, channels_last=channels_last) for case in op_cases]
+    if what in ("ffm", "all"):
+        cases += [MixerCase(batch=batch, mode=entry) for entry in chosen_modes for batch in batches]
     if what in ("network", "all"):
         cases += [NetworkCase(batch=batch, mode=entry) for entry in chosen_modes for batch in batches]
     return cases
@@ -112,7 +116,7 @@ def _run(
 
 
 @click.command()
-@click.option("--what", type=click.Choice(["op", "network", "all"]), default="all", show_default=True)
+@click.option("--what", type=click.Choice(["op", "ffm", "network", "all"]), default="all", show_default=True)
 @click.option(
     "--mode",
     type=click.Choice(["forward", "training", "both"]),
@@ -125,6 +129,10 @@ def _run(
     help="Shapes of the op, separated by commas: lgld, rednet56, rednet14, rednet56s2, CxHxW:kK[:gG][:sS]; "
     f"or all.  [default: {','.join(DEFAULT_SHAPES)}]",
 )
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True, help="Of the op."
+)
+@click.option("--channels-last", is_flag=True, help="The op's operands in the memory format channels_last.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Interleaved rounds.  [default: 20; with --quick 5]")
 @click.option("--quick", is_flag=True, help="Few rounds, no torch.compile: no measurement of record.")
 @click.option("--compile/--no-compile", "compiled", default=None, help="With the torch.compile opponents or without.")
@@ -141,6 +149,8 @@ def bench(
     threads: tuple[int, ...] | None,
     batch: tuple[int, ...],
     shapes: str | None,
+    dtype: str,
+    channels_last: bool,
     rounds: int | None,
     quick: bool,
     compiled: bool | None,
@@ -160,7 +170,7 @@ def bench(
     settings = QUICK if quick else Settings()
     if rounds is not None:
         settings = replace(settings, rounds=rounds)
-    cases = _plan(what, shapes, batch, mode)
+    cases = _plan(what, shapes, batch, mode, dtype, channels_last)
     counts = threads or (torch.get_num_threads(),)
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {json_file.absolute().parent} must exist", param_hint="'--json'")

@@ -18,7 +18,7 @@ IntOrPair = int | Pair
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _ops = torch.ops.lgld_ops
-_KERNEL_DTYPES = (torch.float32, torch.float64)
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def _fake(name: str) -> Callable[[_F], _F]:
@@ -96,9 +96,23 @@ def _check_alike(op: str, a_name: str, a: Tensor, b_name: str, b: Tensor) -> Non
         _check(op, t.dim() == 4, f"{name} must have 4 dimensions, but has shape {list(t.shape)}")
         # The meta device asks no kernel, and the plain formulation takes what torch does.
         kernels = t.device.type == "cpu"
-        _check(op, not kernels or t.dtype in _KERNEL_DTYPES, f"{name} must be float32 or float64, but is {t.dtype}")
+        _check(
+            op,
+            not kernels or t.dtype in _KERNEL_DTYPES,
+            f"{name} must be float32, float64, float16 or bfloat16, but is {t.dtype}",
+        )
     _check(op, a.dtype == b.dtype, f"{b_name} must have the dtype of {a_name}, {a.dtype}, but is {b.dtype}")
     _check(op, a.device == b.device, f"{b_name} must be on {a.device}, like {a_name}, but is on {b.device}")
+
+
+def _memory_format(t: Tensor) -> torch.memory_format:
+    """Of the results of a map like `t`: channels_last where its channels are neighbours in memory and its columns are not."""
+    last = t.shape[1] > 1 and t.stride(1) == 1 and t.stride(3) != 1
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _empty(like: Tensor, *size: Any) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=_memory_format(like))
 
 
 def _weight_size(size: Sequence[Any], kernel_size: Pair, groups: int, out: Sequence[Any]) -> list[Any]:
@@ -123,7 +137,7 @@ def _involution2d_fake(
     _check_alike(op, "x", x, "weight", weight)
     out = _check_geometry(op, x.shape, kernel_size, stride, padding, dilation, groups)
     _check_size(op, "weight", weight, _weight_size(x.shape, kernel_size, groups, out), _WEIGHT)
-    return x.new_empty(x.shape[0], x.shape[1], *out)
+    return _empty(x, x.shape[0], x.shape[1], *out)
 
 
 @_fake(f"{NAMESPACE}::involution2d_grad_x")
@@ -144,7 +158,7 @@ def _involution2d_grad_x_fake(
     out = _check_geometry(op, size, kernel_size, stride, padding, dilation, groups)
     _check_size(op, "grad_y", grad_y, [*size[:2], *out], _OUTPUT)
     _check_size(op, "weight", weight, _weight_size(size, kernel_size, groups, out), _WEIGHT)
-    return grad_y.new_empty(size)
+    return _empty(grad_y, *size)
 
 
 @_fake(f"{NAMESPACE}::involution2d_grad_weight")
@@ -161,7 +175,7 @@ def _involution2d_grad_weight_fake(
     _check_alike(op, "grad_y", grad_y, "x", x)
     out = _check_geometry(op, x.shape, kernel_size, stride, padding, dilation, groups)
     _check_size(op, "grad_y", grad_y, [*x.shape[:2], *out], _OUTPUT)
-    return x.new_empty(_weight_size(x.shape, kernel_size, groups, out))
+    return _empty(x, *_weight_size(x.shape, kernel_size, groups, out))
 
 
 # --- the plain formulation, on every device without a kernel ----------------------------------------------------------
@@ -177,7 +191,12 @@ def _plain(name: str) -> Callable[..., Tensor]:
         arguments = defaults | dict(zip(names, args, strict=False)) | kwargs
         check(first, second, **arguments)
         plain.warn_once(first.device.type)
-        return compute(first, second, **arguments)  # type: ignore[no-any-return]
+        if first.dtype in (torch.float16, torch.bfloat16):
+            result = compute(first.float(), second.float(), **arguments).to(first.dtype)
+        else:
+            result = compute(first, second, **arguments)
+        like = second if name == "involution2d_grad_weight" else first
+        return result.contiguous(memory_format=_memory_format(like))  # type: ignore[no-any-return]
 
     return run
 
@@ -316,7 +335,7 @@ def involution2d(
     (rows, columns).
 
     Args:
-        x: [B, C, H, W], float32 or float64, any strides; B may be 0.
+        x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides; B may be 0.
         weight: [B, groups*Kh*Kw, Ho, Wo], group-major, dtype and device of x, any strides.
         kernel_size: Kh, Kw, at least 1; 3, 5 and 7 (square, stride 1, dilation 1) are fastest.
         stride: pixels between the windows of neighbouring outputs, at least 1.
@@ -325,9 +344,11 @@ def involution2d(
         groups: groups of channels that share weights; divides C.
 
     Returns:
-        [B, C, Ho, Wo], contiguous, dtype of x, ``Ho = (H + 2*ph - dh*(Kh-1) - 1) // sh + 1`` and Wo likewise. Its gradient
+        [B, C, Ho, Wo], dtype of x, channels_last where x is (its channels are neighbours in memory), else contiguous,
+        ``Ho = (H + 2*ph - dh*(Kh-1) - 1) // sh + 1`` and Wo likewise. Its gradient
         keeps x and weight alone, is a gather (bitwise the same on every run and for any number of threads), and can be
-        differentiated again. Under autocast the sum is computed in float32 and returned in the autocast dtype.
+        differentiated again. float16 and bfloat16 are summed in float32 and rounded once. Under autocast x and weight are
+        cast to the autocast dtype.
 
     Raises:
         RuntimeError: an argument's shape, dtype, device or value does not fit; the message names it, what it was and what it
@@ -338,8 +359,7 @@ def involution2d(
         narrow = _autocast_dtype(x, weight)
         if narrow is not None:
             with torch.autocast(x.device.type, enabled=False):
-                y = involution2d(x.float(), weight.float(), kernel_size, stride, padding, dilation, groups)
-                return y.to(narrow)
+                return involution2d(x.to(narrow), weight.to(narrow), kernel_size, stride, padding, dilation, groups)
         return _Involution2d.apply(x, weight, kernel_size, stride, padding, dilation, groups)  # type: ignore[no-any-return]
     return _ops.involution2d.default(x, weight, kernel_size, stride, padding, dilation, groups)  # type: ignore[no-any-return]
 
@@ -349,7 +369,7 @@ _GradX = _transformable("Involution2dGradX", grad_x, _grad_x_backward)
 _GradWeight = _transformable("Involution2dGradWeight", grad_weight, _grad_weight_backward)
 
 
-# --- autocast: compute in float32, return the autocast dtype ----------------------------------------------------------
+# --- autocast: both operands in the autocast dtype; the kernels sum in float32 ----------------------------------------
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 _REDUCED = (torch.float16, torch.bfloat16, torch.float32)
@@ -371,7 +391,7 @@ def _autocast(device_type: str) -> Callable[..., Tensor]:
         with torch._C._ExcludeDispatchKeyGuard(keys):
             if narrow is None:
                 return _ops.involution2d.default(x, weight, *args, **kwargs)  # type: ignore[no-any-return]
-            return _ops.involution2d.default(x.float(), weight.float(), *args, **kwargs).to(narrow)  # type: ignore[no-any-return]
+            return _ops.involution2d.default(x.to(narrow), weight.to(narrow), *args, **kwargs)  # type: ignore[no-any-return]
 
     return run
 

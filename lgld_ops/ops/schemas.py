@@ -16,6 +16,16 @@ SCHEMAS = (
     # grad_y, x -> [B, groups*Kh*Kw, Ho, Wo]
     "involution2d_grad_weight(Tensor grad_y, Tensor x, int[2] kernel_size, int[2] stride=1, int[2] padding=0,"
     " int[2] dilation=1, int groups=1) -> Tensor",
+    # x [B, I, H, W], weight [C, I+4] or [C, I+4, 1, 1] -> [B, C, ceil(H/stride), ceil(W/stride)], batch mean and variance [C]
+    "fourier_feature_mixer(Tensor x, Tensor weight, Tensor? bias, Tensor fourier_weight_real, Tensor fourier_weight_imag,"
+    " Tensor? bn_weight, Tensor? bn_bias, Tensor? running_mean, Tensor? running_var, bool training, float eps=1e-05,"
+    " int stride=2) -> (Tensor, Tensor, Tensor)",
+    # grad_y [B, C, Ho, Wo] and the same -> gradients of x (empty unless need_x), weight, bias, fourier_weight_real,
+    # fourier_weight_imag, bn_weight, bn_bias (empty where there is no such parameter)
+    "fourier_feature_mixer_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, Tensor fourier_weight_real,"
+    " Tensor fourier_weight_imag, Tensor? bn_weight, Tensor? bn_bias, Tensor? running_mean, Tensor? running_var,"
+    " bool training, float eps=1e-05, int stride=2, bool need_x=True)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     # x [B, in_channels, H, W] float32 or uint8, parameters [count] (lgld_ops.fused) -> logits [B, classes], features [B, C]
     "lgldnet(Tensor x, Tensor parameters, int base_channels, int num_classes) -> (Tensor, Tensor)",
     # The same run `rounds` times, one stage after the other -> seconds [rounds, stages]

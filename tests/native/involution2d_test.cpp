@@ -142,9 +142,26 @@ Size result_size(const Involution2dShape& s, Involution2dPass pass) {
 template <class T>
 using Values = std::vector<T>;
 
+// How tests see elements: 16-bit ones as the floats that they stand for.
+template <class S>
+Compute<S> value_of(S element) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    return element;
+  } else {
+    return widen(element);
+  }
+}
+
+template <class S>
+S element_of(Compute<S> value) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    return value;
+  } else {
+    return narrow(value, S{});
+  }
+}
+
 enum class View { kContiguous, kWiderRows, kMoreChannels, kChannelsLast, kEveryOtherColumn, kExpandedBatch, kExpandedChannels };
-constexpr View kUnitColumnViews[] = {View::kContiguous, View::kWiderRows, View::kMoreChannels, View::kExpandedBatch,
-                                     View::kExpandedChannels};
 constexpr View kAnyViews[] = {View::kContiguous,       View::kWiderRows,     View::kMoreChannels,    View::kChannelsLast,
                               View::kEveryOtherColumn, View::kExpandedBatch, View::kExpandedChannels};
 
@@ -172,14 +189,14 @@ class Operand {
     memory_ = std::make_unique<Guarded>(static_cast<size_t>(extent_) * sizeof(T), sizeof(T), end);
   }
 
-  // Writes the values; where the view repeats elements the last one written stays. See read().
-  void fill(const Values<T>& values) {
-    each([&](int64_t i, T& element) { element = values[static_cast<size_t>(i)]; });
+  // Writes the values, rounded; where the view repeats elements the last one written stays. See read().
+  void fill(const Values<Compute<T>>& values) {
+    each([&](int64_t i, T& element) { element = element_of<T>(values[static_cast<size_t>(i)]); });
   }
 
-  Values<T> read() const {
-    Values<T> values(static_cast<size_t>(size_.count()));
-    each([&](int64_t i, T& element) { values[static_cast<size_t>(i)] = element; });
+  Values<Compute<T>> read() const {
+    Values<Compute<T>> values(static_cast<size_t>(size_.count()));
+    each([&](int64_t i, T& element) { values[static_cast<size_t>(i)] = value_of(element); });
     return values;
   }
 
@@ -188,7 +205,7 @@ class Operand {
     std::vector<bool> mine(static_cast<size_t>(extent_), false);
     each([&](int64_t, T& element) { mine[static_cast<size_t>(&element - data())] = true; });
     for (int64_t i = 0; i < extent_; ++i)
-      if (!mine[static_cast<size_t>(i)] && !std::isnan(data()[i])) return false;
+      if (!mine[static_cast<size_t>(i)] && !std::isnan(value_of(data()[i]))) return false;
     return memory_->intact();
   }
 
@@ -270,14 +287,18 @@ Expected expect(const Involution2dShape& s, Involution2dPass pass, const Values<
 }
 
 // A sum of n products in any order, fused or not, is off by at most n u / (1 - n u) times the sum of the products' magnitudes,
-// u being half the distance from 1 to the next number (N. Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
-template <class T>
-int64_t count_wrong(const Values<T>& values, const Expected& expected) {
-  constexpr double u = std::numeric_limits<T>::epsilon() / 2;
+// u being half the distance from 1 to the next number (N. Higham, Accuracy and Stability of Numerical Algorithms, 3.1). A
+// 16-bit result is that sum rounded once more: by half a unit in its last place or half of the smallest subnormal.
+template <class S>
+int64_t count_wrong(const Values<Compute<S>>& values, const Expected& expected) {
+  constexpr double u = std::numeric_limits<Compute<S>>::epsilon() / 2;
+  constexpr double rounding = std::is_same_v<S, Float16> ? 0x1p-11 : std::is_same_v<S, BFloat16> ? 0x1p-8 : 0;
+  constexpr double subnormal = std::is_same_v<S, Float16> ? 0x1p-25 : 0;
   int64_t wrong = 0;
   for (size_t i = 0; i < values.size(); ++i) {
     const Exact& e = expected[i];
-    const double bound = e.terms * u / (1 - e.terms * u) * e.magnitude;
+    double bound = e.terms * u / (1 - e.terms * u) * e.magnitude;
+    bound += rounding * (std::abs(e.sum) + bound) + subnormal;
     if (!(std::abs((values[i] - e.sum) - e.error) <= bound * (1 + 1e-9))) ++wrong;  // a NaN is wrong, too
   }
   return wrong;
@@ -309,47 +330,67 @@ std::vector<Pieces> ways_to_share(int64_t tasks, Random& random) {
 }
 
 template <class T>
+constexpr Dtype kDtype = std::is_same_v<T, double>     ? Dtype::kFloat64
+                         : std::is_same_v<T, Float16>  ? Dtype::kFloat16
+                         : std::is_same_v<T, BFloat16> ? Dtype::kBFloat16
+                                                       : Dtype::kFloat32;
+template <class T>
+constexpr const char* kDtypeName = std::is_same_v<T, double>     ? " float64 "
+                                   : std::is_same_v<T, Float16>  ? " float16 "
+                                   : std::is_same_v<T, BFloat16> ? " bfloat16 "
+                                                                 : " float32 ";
+
+template <class T>
 void test_pass(const CpuVariant& variant, const Involution2dShape& s, const Pass& pass, const Operand<T>& a,
                const Operand<T>& b, const Expected& expected, const std::string& name, Random& random) {
-  const Involution2dPlan plan = plan_involution2d(s, pass.pass, *variant.involution2d, std::is_same_v<T, double>);
+  const bool grad_weight = pass.pass == Involution2dPass::kGradWeight;
+  const Strided<const T> map = grad_weight ? b.in() : a.in(), other = grad_weight ? a.in() : b.in();
+  const bool channels_last = map.channel == 1 && map.column != 1;
   const Size size = result_size(s, pass.pass);
+  // What lies next to each other in the map does so in the result of forward and grad_x; kernel gradients may lie in any way.
+  const bool result_last = grad_weight ? pick(random, 0, 1) == 1 : channels_last;
   constexpr View kResultViews[] = {View::kContiguous, View::kWiderRows, View::kMoreChannels};
-  Values<T> first;
+  Values<Compute<T>> first;
   int way = 0;
-  for (const Pieces& pieces : ways_to_share(plan.tasks, random)) {
+  Involution2dPlan plan{};
+  // The plan depends on the strides of the result, so the first result settles them for the task list.
+  const auto make_plan = [&](const Strided<T>& out) {
+    return plan_involution2d(s, pass.pass, *variant.involution2d,
+                             {kDtype<T>, channels_last, map.column == 1, other.column == 1, out.column == 1});
+  };
+  const Operand<T> probe(size, result_last ? View::kChannelsLast : View::kContiguous, Against::kEnd);
+  for (const Pieces& pieces : ways_to_share(make_plan(probe.out()).tasks, random)) {
     const Against end = way % 2 == 0 ? Against::kEnd : Against::kStart;
-    const Operand<T> out(size, kResultViews[way % 3], end);
+    const Operand<T> out(size, result_last ? View::kChannelsLast : kResultViews[way % 3], end);
+    plan = make_plan(out.out());
     const Guarded scratch(static_cast<size_t>(plan.scratch_bytes), 64, end);
     for (const auto& [from, to] : pieces)
       select<T>(*variant.involution2d, pass.pass)(plan, a.in(), b.in(), out.out(), from, to, scratch.data());
     check(out.intact(), name + ": memory beside the result was written");
     check(scratch.intact(), name + ": memory beside the scratch was written");
-    const Values<T> values = out.read();
-    const int64_t wrong = count_wrong(values, expected);
+    const Values<Compute<T>> values = out.read();
+    const int64_t wrong = count_wrong<T>(values, expected);
     check(wrong == 0, name + ": " + std::to_string(wrong) + " of " + std::to_string(values.size()) + " elements are wrong");
     if (way++ == 0) first = values;
-    check(values.empty() || std::memcmp(values.data(), first.data(), values.size() * sizeof(T)) == 0,
+    check(values.empty() || std::memcmp(values.data(), first.data(), values.size() * sizeof(first[0])) == 0,
           name + ": another order of the tasks changed bits of the result");
   }
 }
 
 template <class T>
 void test_shape(const Involution2dShape& s, Random& random) {
-  std::normal_distribution<T> normal;
+  std::normal_distribution<Compute<T>> normal;
   const auto values_for = [&](const Size& size) {
-    Values<T> values(static_cast<size_t>(size.count()));
-    for (T& value : values) value = normal(random);
+    Values<Compute<T>> values(static_cast<size_t>(size.count()));
+    for (auto& value : values) value = normal(random);
     return values;
   };
-  const auto in_place = [&] { return kUnitColumnViews[pick(random, 0, std::size(kUnitColumnViews) - 1)]; };
-  const auto packed = [&] { return kAnyViews[pick(random, 0, std::size(kAnyViews) - 1)]; };
+  const auto view = [&] { return kAnyViews[pick(random, 0, std::size(kAnyViews) - 1)]; };
   for (const Pass& pass : kPasses) {
     const Size a_size = pass.pass == Involution2dPass::kForward ? x_size(s) : y_size(s);
     const Size b_size = pass.pass == Involution2dPass::kGradWeight ? x_size(s) : weight_size(s);
-    // forward reads b (weight) in place and grad_weight a (grad_y); the column stride of all other operands is free.
-    const View a_view = pass.pass == Involution2dPass::kGradWeight ? in_place() : packed();
-    const View b_view = pass.pass == Involution2dPass::kForward ? in_place() : packed();
-    const Values<T> a_values = values_for(a_size), b_values = values_for(b_size);
+    const View a_view = view(), b_view = view();
+    const Values<Compute<T>> a_values = values_for(a_size), b_values = values_for(b_size);
     std::unique_ptr<Expected> expected;  // from the values that the view holds: an expanded one repeats some
     for (const Against end : {Against::kStart, Against::kEnd}) {
       Operand<T> a(a_size, a_view, end), b(b_size, b_view, end);
@@ -359,9 +400,8 @@ void test_shape(const Involution2dShape& s, Random& random) {
       const CpuVariant* variants = cpu_variants(&count);
       for (int v = 0; v < count; ++v) {
         if (!variants[v].supported()) continue;
-        const std::string name = std::string(variants[v].name) + (std::is_same_v<T, float> ? " float32 " : " float64 ") +
-                                 pass.name + " " + describe(s) + " views " + std::to_string(static_cast<int>(a_view)) + "," +
-                                 std::to_string(static_cast<int>(b_view)) +
+        const std::string name = std::string(variants[v].name) + kDtypeName<T> + pass.name + " " + describe(s) + " views " +
+                                 std::to_string(static_cast<int>(a_view)) + "," + std::to_string(static_cast<int>(b_view)) +
                                  (end == Against::kStart ? " at the start" : " at the end");
         running(name.c_str());
         test_pass(variants[v], s, pass, a, b, *expected, name, random);
@@ -406,6 +446,8 @@ int run(uint64_t seed, int random_shapes) {
   for (const Involution2dShape& s : shapes) {
     test_shape<float>(s, random);
     test_shape<double>(s, random);
+    test_shape<Float16>(s, random);
+    test_shape<BFloat16>(s, random);
   }
   std::printf("%zu shapes, %d variants, seed %llu\n", shapes.size(), variants, static_cast<unsigned long long>(seed));
   std::printf("%d passed, %d failed\n", passed, failed);

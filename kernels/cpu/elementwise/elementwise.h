@@ -24,10 +24,11 @@ enum class ElementwiseOp {
   kCount,
 };
 
-// Largest errors of every set, found by tools/silu_ulp.cpp over all floats, in units in the last place of the exact value;
-// of the derivative, which has a zero, in units in the last place of 1.
-constexpr double kExpUlpF32 = 1.0, kSiluUlpF32 = 2.5, kSiluDerivativeUlpF32 = 1.5;
-constexpr double kExpUlpF64 = 1.0, kSiluUlpF64 = 2.7, kSiluDerivativeUlpF64 = 1.5;
+// Bounds of every set's errors, in units in the last place of the exact value; of the derivative, which has a zero, in units in
+// the last place of 1. tools/silu_ulp.cpp found at most 1.01, 2.76 and 1.64 in float, over every float of magnitude 2^-4 to 128
+// and every 61st beyond, and 1.00, 2.46 and 1.54 in double, over a sample.
+constexpr double kExpUlpF32 = 1.1, kSiluUlpF32 = 2.8, kSiluDerivativeUlpF32 = 1.7;
+constexpr double kExpUlpF64 = 1.1, kSiluUlpF64 = 2.8, kSiluDerivativeUlpF64 = 1.7;
 
 struct ElementwiseKernels {
   // out[i] = op(a[i], b[i], c[i]) for i in [0, count); operands that the op does not have are not read.

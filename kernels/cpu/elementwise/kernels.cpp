@@ -1,7 +1,7 @@
 #include LGLD_SIMD_HEADER
 
+#include "../simd/math.h"
 #include "elementwise.h"
-#include "simd/math.h"
 
 namespace lgld {
 namespace {

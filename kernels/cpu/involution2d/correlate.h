@@ -16,27 +16,28 @@ constexpr int kSparseChannelBlock = 8;
 
 // What a dense tile reads of the map: planes of rows, from the element under the first tap of its first output. A packed strip
 // has every element that is read. The caller's own tensor (kMaskedWindows only) has rows [first_row, last_row) of those, and
-// columns [first_column, last_column) of each window.
-template <class T>
+// columns [first_column, last_column) of each window. M, W and S are the stored types of map, weights and result, all computed
+// in T.
+template <class M>
 struct DenseMap {
-  const T* data;
+  const M* data;
   int64_t row_pitch, plane_pitch;
   int first_row, last_row, first_column, last_column;
 };
 
 // Stands for a row outside the map.
-template <class T>
-alignas(64) const T kZeroRow[2 * Vec<T>::kLanes] = {};
+template <class M>
+alignas(64) const M kZeroRow[2 * Vec<Compute<M>>::kLanes] = {};
 
 // Row r of the map under a block of output rows: the taps of window row r - m for the output rows m in [kFirst, kLast).
 // weight[m] moves on by `tap_stride` a tap. kEdge: the tile has fewer columns than a vector or leaves the map.
-template <class T, int K, int kFirst, int kLast, bool kEdge>
-LGLD_INLINE void dense_tap_row(const DenseMap<T>& map, const T* row, int64_t plane_pitch, const T* (&weight)[kRowBlock],
+template <class T, int K, int kFirst, int kLast, bool kEdge, class M, class W>
+LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t plane_pitch, const W* (&weight)[kRowBlock],
                                int64_t tap_stride, int lanes, Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   using V = Vec<T>;
   Window<T> x[kChannelBlock];
   unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
-    const T* p = row + c * plane_pitch;
+    const M* p = row + c * plane_pitch;
     x[c] = kEdge ? Window<T>::load_within(p, map.first_column, map.last_column) : Window<T>::load(p);
   });
   unroll<K>([&](auto v) LGLD_INLINE_LAMBDA {
@@ -58,17 +59,17 @@ LGLD_INLINE void dense_tap_row(const DenseMap<T>& map, const T* row, int64_t pla
 }
 
 // acc[m][c] = sum over a dense K x K window at stride 1; weight[m] is the first tap's weight of output row m.
-template <class T, int K, bool kEdge>
-LGLD_INLINE void dense_tile(const DenseMap<T>& map, const T* (&weight)[kRowBlock], int64_t tap_stride, int lanes,
+template <class T, int K, bool kEdge, class M, class W>
+LGLD_INLINE void dense_tile(const DenseMap<M>& map, const W* (&weight)[kRowBlock], int64_t tap_stride, int lanes,
                             Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   constexpr int kSteady = K >= kRowBlock ? K - kRowBlock + 1 : 0;  // map rows that all output rows of the block share
-  const T* at = map.data;
+  const M* at = map.data;
   int index = 0;
   const auto row = [&](auto r) LGLD_INLINE_LAMBDA {
     constexpr int first = r.value >= K ? r.value - K + 1 : 0;
     constexpr int last = r.value < kRowBlock ? r.value + 1 : kRowBlock;
     const bool outside = kEdge && (index < map.first_row || index >= map.last_row);
-    dense_tap_row<T, K, first, last, kEdge>(map, outside ? kZeroRow<T> : at, outside ? 0 : map.plane_pitch, weight, tap_stride,
+    dense_tap_row<T, K, first, last, kEdge>(map, outside ? kZeroRow<M> : at, outside ? 0 : map.plane_pitch, weight, tap_stride,
                                             lanes, acc);
     at += map.row_pitch;
     ++index;
@@ -139,8 +140,8 @@ LGLD_INLINE void sparse_tile(const T* map, int64_t plane_pitch, const T* weight,
   }
 }
 
-template <class T>
-LGLD_INLINE void store_lanes(Vec<T> value, T* p, int lanes) {
+template <class T, class S>
+LGLD_INLINE void store_lanes(Vec<T> value, S* p, int lanes) {
   if (lanes == Vec<T>::kLanes) {
     value.store(p);
   } else {
@@ -179,19 +180,20 @@ LGLD_INLINE int lanes_left(int64_t columns) {
 }
 
 // The corner of the result that a register tile covers.
-template <class T>
+template <class S>
 struct Corner {
-  T* data;
+  S* data;
   int64_t row, plane;  // strides
   int rows, channels, lanes;
 };
 
 // Not inlined: the tile needs every general register for its own addresses.
-template <class T, int K, bool kEdge>
-__attribute__((noinline)) void dense_corner(const DenseMap<T>& map, const T* const* weights, int64_t tap_stride,
-                                            const Corner<T>& out) {
+template <int K, bool kEdge, class M, class W, class S>
+__attribute__((noinline)) void dense_corner(const DenseMap<M>& map, const W* const* weights, int64_t tap_stride,
+                                            const Corner<S>& out) {
+  using T = Compute<S>;
   using V = Vec<T>;
-  const T* w[kRowBlock];
+  const W* w[kRowBlock];
   unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w[m] = weights[m]; });
   V acc[kRowBlock][kChannelBlock];
   unroll<kRowBlock * kChannelBlock>([&](auto k) LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
@@ -216,25 +218,25 @@ __attribute__((noinline)) void dense_corner(const DenseMap<T>& map, const T* con
 
 // Weight maps as a dense tile reads them: tap t of output (i, j) at data[t * tap + i * row + j]. `slack`: rows may be read up
 // to a whole vector behind the last column, as in a packed strip.
-template <class T>
+template <class W>
 struct WeightMaps {
-  const T* data;
+  const W* data;
   int64_t tap, row;
   bool slack;
 };
 
 // The map as a task's tiles see it. data: the element under the first tap of the task's first output, wherever that is. The
 // tensor's own rows and columns are [first_row, last_row) and [first_column, last_column) from there.
-template <class T>
+template <class M>
 struct MapView {
-  const T* data;
+  const M* data;
   int64_t row_pitch, plane_pitch;
   int64_t first_row, last_row, first_column, last_column;
 };
 
-template <class T>
-LGLD_INLINE DenseMap<T> tile_at(const MapView<T>& map, int64_t i, int64_t j, int rows) {
-  constexpr int kWidth = 2 * Vec<T>::kLanes;
+template <class M>
+LGLD_INLINE DenseMap<M> tile_at(const MapView<M>& map, int64_t i, int64_t j, int rows) {
+  constexpr int kWidth = 2 * Vec<Compute<M>>::kLanes;
   const auto within = [](int64_t value, int limit) LGLD_INLINE_LAMBDA { return static_cast<int>(clamp(value, 0, limit)); };
   return {map.data + i * map.row_pitch + j,
           map.row_pitch,
@@ -246,22 +248,23 @@ LGLD_INLINE DenseMap<T> tile_at(const MapView<T>& map, int64_t i, int64_t j, int
 }
 
 // Columns [0, cols) of rows [0, rows) of `channels` <= kChannelBlock result planes.
-template <class T, int K>
-void dense_rows(const MapView<T>& map, const WeightMaps<T>& weight, T* out, int64_t out_row, int64_t out_plane, int64_t rows,
+template <int K, class M, class W, class S>
+void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int64_t out_row, int64_t out_plane, int64_t rows,
                 int64_t cols, int64_t channels) {
+  using T = Compute<S>;
   constexpr int kMapRows = K + kRowBlock - 1, kWidth = 2 * Vec<T>::kLanes;
   for (int64_t i = 0; i < rows; i += kRowBlock) {
     const int tile_rows = static_cast<int>(rows - i < kRowBlock ? rows - i : kRowBlock);
     for (int64_t j = 0; j < cols; j += Vec<T>::kLanes) {
       const int lanes = lanes_left<T>(cols - j);
       // Rows behind the last repeat it, so that they read memory that exists; they are not stored.
-      const T* w[kRowBlock];
+      const W* w[kRowBlock];
       for (int m = 0; m < kRowBlock; ++m) w[m] = weight.data + (m < tile_rows ? i + m : rows - 1) * weight.row + j;
-      const DenseMap<T> tile = tile_at(map, i, j, kMapRows);
+      const DenseMap<M> tile = tile_at(map, i, j, kMapRows);
       const bool inside =
           tile.first_row == 0 && tile.last_row == kMapRows && tile.first_column == 0 && tile.last_column == kWidth;
       const bool whole = inside && (weight.slack || lanes == Vec<T>::kLanes);
-      const auto corner = whole ? dense_corner<T, K, false> : dense_corner<T, K, true>;
+      const auto corner = whole ? dense_corner<K, false, M, W, S> : dense_corner<K, true, M, W, S>;
       corner(tile, w, weight.tap, {out + i * out_row + j, out_row, out_plane, tile_rows, static_cast<int>(channels), lanes});
     }
   }

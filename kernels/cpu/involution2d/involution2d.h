@@ -5,10 +5,23 @@
 // with g(c) = c / (channels / groups) and x zero outside its bounds (D. Li et al., "Involution", CVPR 2021, eq. 4).
 // Both gradients are gathers: every element of a result is written by exactly one task, in one fixed order of additions,
 // so results depend neither on the number of threads nor on which thread ran which task.
+//
+// Tensors are float32, float64, float16 or bfloat16; the 16-bit ones are widened on the way in, summed in float32 and rounded
+// once on the way out. The map (x or grad_y) may have its columns or its channels next to each other.
 #pragma once
 #include <cstdint>
+#include <type_traits>
+
+#include "../simd/half.h"
+#include "../strided.h"
 
 namespace lgld {
+
+enum class Dtype { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+// What a stored type is computed in.
+template <class S>
+using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 struct Involution2dShape {
   int64_t batch, channels, groups;
@@ -22,12 +35,16 @@ struct Involution2dShape {
 
 enum class Involution2dPass { kForward, kGradX, kGradWeight };
 
-// An NCHW tensor: strides in elements. The column stride is free where a kernel packs the tensor and 1 where it reads it
-// in place: forward reads `weight`, grad_weight reads `grad_y` in place.
-template <class T>
-struct Strided {
-  T* data;
-  int64_t batch, channel, row, column;
+// What of the tensors' dtype and memory format decides the kernel.
+struct Involution2dFormat {
+  Dtype dtype;
+  // Forward and grad_x: the channels of the map (x, grad_y) and of the result are neighbours, as in torch.channels_last.
+  bool channels_last;
+  // The columns of the map are neighbours; those of the other operand that a kernel can read in place (forward: weight,
+  // grad_weight: grad_y) are.
+  bool unit_map, unit_other;
+  // The columns of the result are neighbours.
+  bool unit_result;
 };
 
 // Zero-padded copy of some rows of some planes, in which every tap of every output is a plain vector load. With a column
@@ -40,52 +57,78 @@ struct StripLayout {
   int64_t plane_pitch;  // elements between planes
 };
 
+// A copy of some rows and columns of a tensor whose channels are neighbours.
+struct PixelRegion {
+  int64_t rows, columns;
+  int64_t channels;  // elements a pixel
+};
+
 // What a task covers: a tile of the result's rows and columns of one group of one image, all channels or taps of it.
 struct Involution2dPlan {
   Involution2dShape shape;
   int64_t row_tile, col_tile, row_tiles, col_tiles;
   int64_t tasks;
-  int64_t planes;         // planes of the map strip that are packed at a time
-  StripLayout map;        // of x (forward, grad_weight) or grad_y (grad_x)
-  StripLayout weight;     // of weight (grad_x only)
-  int64_t scratch_bytes;  // per thread; the caller aligns it to 64 bytes
-  bool dense;             // stride 1, dilation 1, K in {3, 5, 7}: the unrolled kernels
+  int64_t planes;                       // planes of the map strip that are packed at a time
+  StripLayout map;                      // of x (forward, grad_weight) or grad_y (grad_x)
+  StripLayout other;                    // of weight (forward, grad_x) or grad_y (grad_weight)
+  StripLayout result;                   // where the result is staged
+  PixelRegion pixels, pixel_weights;    // channels_last: what of the map and of weight a task copies; no channels: nothing
+  bool pads;                            // pixels are copied with zeros around them
+  bool channels_last;                   // the kernels whose vectors are channels
+  bool dense;                           // stride 1, dilation 1, K in {3, 5, 7}: the unrolled kernels
+  bool direct;                          // dense, and the map is read in place
+  bool packs_other;                     // weight (grad_y in grad_weight) is copied to strips; otherwise it is read in place
+  bool stages_result;                   // results are computed in strips and copied to the tensor at the end of a tile
+  int64_t map_at, other_at, result_at;  // bytes from the start of the scratch
+  int64_t scratch_bytes;                // per thread; the caller aligns it to 64 bytes
 };
 
 // One instruction set's compiled kernels. Each runs tasks [begin, end) of a plan made for this table.
 struct Involution2dKernels {
   int lanes_f32, lanes_f64;
-  int row_block;        // rows of a dense register tile
-  int dense_channels;   // channels of a dense register tile: they share the loads of the weights
-  int sparse_channels;  // the same where stride, dilation or kernel size rule the dense tile out
-  int weight_channels;  // channels that grad_weight packs at a time
-  template <class Out>
-  using Run = void (*)(const Involution2dPlan&, Strided<const Out> a, Strided<const Out> b, Strided<Out> out, int64_t begin,
+  int row_block;          // rows of a dense register tile
+  int dense_channels;     // channels of a dense register tile: they share the loads of the weights
+  int sparse_channels;    // the same where stride, dilation or kernel size rule the dense tile out
+  int weight_channels;    // channels that grad_weight packs at a time
+  bool masked_windows;    // dense tiles can read the map in place
+  int pixel_channels[2];  // channels of a pixel tile in float and in double
+  template <class S>
+  using Run = void (*)(const Involution2dPlan&, Strided<const S> a, Strided<const S> b, Strided<S> out, int64_t begin,
                        int64_t end, void* scratch);
-  Run<float> forward_f32, grad_x_f32, grad_weight_f32;  // (x, weight, y), (grad_y, weight, grad_x), (grad_y, x, grad_weight)
-  Run<double> forward_f64, grad_x_f64, grad_weight_f64;
+  // (x, weight, y), (grad_y, weight, grad_x), (grad_y, x, grad_weight)
+  template <class S>
+  struct Passes {
+    Run<S> forward, grad_x, grad_weight;
+  };
+  Passes<float> f32;
+  Passes<double> f64;
+  Passes<Float16> f16;
+  Passes<BFloat16> bf16;
 };
 
-// The plan depends on the shape and the table alone, never on the number of threads.
+// The plan depends on the shape, the format and the table alone, never on the number of threads.
 Involution2dPlan plan_involution2d(const Involution2dShape& shape, Involution2dPass pass, const Involution2dKernels& kernels,
-                                   bool is_double);
+                                   const Involution2dFormat& format);
 
 // The kernel of a pass and dtype.
-template <class T>
-__attribute__((always_inline)) inline Involution2dKernels::Run<T> select(const Involution2dKernels& k, Involution2dPass pass) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    return pass == Involution2dPass::kForward ? k.forward_f64
-           : pass == Involution2dPass::kGradX ? k.grad_x_f64
-                                              : k.grad_weight_f64;
-  } else {
-    return pass == Involution2dPass::kForward ? k.forward_f32
-           : pass == Involution2dPass::kGradX ? k.grad_x_f32
-                                              : k.grad_weight_f32;
-  }
+template <class S>
+__attribute__((always_inline)) inline Involution2dKernels::Run<S> select(const Involution2dKernels& k, Involution2dPass pass) {
+  const auto of = [pass](const Involution2dKernels::Passes<S>& p) {
+    return pass == Involution2dPass::kForward ? p.forward : pass == Involution2dPass::kGradX ? p.grad_x : p.grad_weight;
+  };
+  if constexpr (std::is_same_v<S, double>)
+    return of(k.f64);
+  else if constexpr (std::is_same_v<S, Float16>)
+    return of(k.f16);
+  else if constexpr (std::is_same_v<S, BFloat16>)
+    return of(k.bf16);
+  else
+    return of(k.f32);
 }
 
-// Bytes of a TapRun (correlate.h), of which a plan's scratch has one a tap.
-constexpr int64_t kTapRunBytes = 32;
+// Bytes of a TapRun (correlate.h), of which a plan's scratch has one a tap; of a PixelTap (pixels.h), one a tap; and of an
+// AxisTap (pixels.h), one a row and one a column of taps.
+constexpr int64_t kTapRunBytes = 32, kPixelTapBytes = 16, kAxisTapBytes = 24;
 
 // floor(a / b) and ceil(a / b) for b > 0 and any sign of a. `static`: what instruction sets compile separately must not be
 // shared.

@@ -1,66 +1,23 @@
 // Involution for one instruction set: compiled once per header of kernels/cpu/simd, named by LGLD_VARIANT.
 #include LGLD_SIMD_HEADER
 
+#include "channels_last.h"
 #include "correlate.h"
 #include "involution2d.h"
-#include "pack.h"
 #include "reduce.h"
+#include "task.h"
 
 namespace lgld {
 namespace {
 
 constexpr int kWeightChannels = 16;
 
-struct Task {
-  int64_t image, group, row, rows, col, cols;  // a tile of the result
-};
-
-Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t width) {
-  Task t;
-  t.col = index % p.col_tiles * p.col_tile;
-  index /= p.col_tiles;
-  t.row = index % p.row_tiles * p.row_tile;
-  index /= p.row_tiles;
-  t.group = index % p.shape.groups;
-  t.image = index / p.shape.groups;
-  t.rows = height - t.row < p.row_tile ? height - t.row : p.row_tile;
-  t.cols = width - t.col < p.col_tile ? width - t.col : p.col_tile;
-  return t;
-}
-
-template <class T>
-struct Scratch {
-  TapRun* runs;
-  T *map, *weight;
-  Scratch(const Involution2dPlan& p, void* memory) {
-    constexpr int64_t kLine = 64;
-    char* at = static_cast<char*>(memory);
-    runs = reinterpret_cast<TapRun*>(at);
-    at += ceil_div(p.shape.taps() * static_cast<int64_t>(sizeof(TapRun)), kLine) * kLine;
-    map = reinterpret_cast<T*>(at);
-    weight = reinterpret_cast<T*>(at + ceil_div(p.planes * p.map.plane_pitch * static_cast<int64_t>(sizeof(T)), kLine) * kLine);
-  }
-};
-
-template <class T>
-const T* plane_of(const Strided<const T>& t, int64_t image, int64_t channel) {
-  return t.data + image * t.batch + channel * t.channel;
-}
-
-template <class T>
-T* plane_of(const Strided<T>& t, int64_t image, int64_t channel) {
-  return t.data + image * t.batch + channel * t.channel;
-}
-
 // Planes [channel, channel + count) of x around the tile's window.
-template <class T>
-void pack_x(const Involution2dPlan& p, const Strided<const T>& x, const Task& t, int64_t channel, int64_t count, T* strip) {
+template <class T, class S>
+void pack_x(const Involution2dPlan& p, const Strided<const S>& x, const Task& t, int64_t channel, int64_t count, T* strip) {
   const Involution2dShape& s = p.shape;
-  for (int64_t c = 0; c < count; ++c) {
-    const Plane<T> plane{plane_of(x, t.image, channel + c), x.row, x.column, s.height, s.width};
-    pack_plane(plane, t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, s.stride_w, p.map,
-               strip + c * p.map.plane_pitch);
-  }
+  pack_planes(planes_of(x, t.image, channel, s.height, s.width), count,
+              {t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, s.stride_w}, p.map, strip);
 }
 
 // Where tap (u, v) of the tile's first output stands in a strip of x.
@@ -68,6 +25,20 @@ int64_t strip_offset(const Involution2dPlan& p, int64_t u, int64_t v) {
   const Involution2dShape& s = p.shape;
   const int64_t column = v * s.dilation_w;
   return u * s.dilation_h * p.map.row_pitch + column % s.stride_w * p.map.pitch + column / s.stride_w;
+}
+
+// The taps of a forward pass that stand one after the other in a strip, as runs: those whose columns differ by a multiple of
+// the stride share a phase.
+int64_t forward_runs(const Involution2dPlan& p, int64_t weight_tap, TapRun* list) {
+  const Involution2dShape& s = p.shape;
+  int64_t period = 1;
+  while (period * s.dilation_w % s.stride_w != 0) ++period;
+  int64_t runs = 0;
+  for (int64_t u = 0; u < s.kernel_h; ++u)
+    for (int64_t start = 0; start < period && start < s.kernel_w; ++start)
+      for (int64_t v = start; v < s.kernel_w; v += period)
+        runs = append_tap(list, runs, strip_offset(p, u, v), (u * s.kernel_w + v) * weight_tap);
+  return runs;
 }
 
 // The packed strip as a dense tile's map: every element that is read exists.
@@ -79,84 +50,126 @@ MapView<T> packed_view(const StripLayout& layout, const T* strip) {
 
 // The caller's tensor as a dense tile's map, the first tap of the tile's first output reading element (row, column).
 template <class T>
-MapView<T> direct_view(const Strided<const T>& map, int64_t image, int64_t channel, int64_t row, int64_t column, int64_t height,
-                       int64_t width) {
-  return {plane_of(map, image, channel) + row * map.row + column,
-          map.row,
-          map.channel,
-          -row,
-          height - row,
-          -column,
-          width - column};
+MapView<T> direct_view(const Planes<T>& map, int64_t row, int64_t column) {
+  return {map.data + row * map.row + column, map.row, map.channel, -row, map.height - row, -column, map.width - column};
 }
 
-// Packing costs a pass that masked loads make unnecessary. A block of channels that is not whole is packed all the same: its
-// missing planes are read, though not used.
-template <class T>
-bool reads_directly(const Involution2dPlan& p, const Strided<const T>& map, int64_t channels) {
-  return kMaskedWindows && p.dense && map.column == 1 && channels == kChannelBlock;
-}
-
-template <class T>
-void dense_dispatch(const Involution2dPlan& p, const MapView<T>& map, const WeightMaps<T>& weight, const Strided<T>& result,
-                    int64_t channel, int64_t channels, const Task& t) {
+template <class M, class W, class S>
+void dense_dispatch(const Involution2dPlan& p, const MapView<M>& map, const WeightMaps<W>& weight, S* out, int64_t out_row,
+                    int64_t out_plane, int64_t channels, const Task& t) {
   const int64_t k = p.shape.kernel_h;
-  const auto run = k == 3 ? dense_rows<T, 3> : k == 5 ? dense_rows<T, 5> : dense_rows<T, 7>;
-  run(map, weight, plane_of(result, t.image, channel) + t.row * result.row + t.col, result.row, result.channel, t.rows, t.cols,
-      channels);
+  const auto run = k == 3 ? dense_rows<3, M, W, S> : k == 5 ? dense_rows<5, M, W, S> : dense_rows<7, M, W, S>;
+  run(map, weight, out, out_row, out_plane, t.rows, t.cols, channels);
 }
 
-template <class T>
-void forward(const Involution2dPlan& p, Strided<const T> x, Strided<const T> weight, Strided<T> y, int64_t begin, int64_t end,
+// All channels of a task, the map read in place from element (row, col) of its planes on. Where the last block of channels is
+// not whole it begins earlier and computes some channels again.
+template <class W, class S>
+void dense_direct(const Involution2dPlan& p, const Strided<const S>& map, int64_t row, int64_t col, int64_t height,
+                  int64_t width, const WeightMaps<W>& weight, const Strided<S>& result, const Task& t, void* memory) {
+  const int64_t group_channels = p.shape.group_channels();
+  for (int64_t c = 0; c < group_channels; c += kChannelBlock) {
+    const int64_t channel =
+        t.group * group_channels + (c + kChannelBlock <= group_channels ? c : group_channels - kChannelBlock);
+    const MapView<S> view = direct_view(planes_of(map, t.image, channel, height, width), row, col);
+    if constexpr (std::is_same_v<S, Compute<S>>) {
+      const Target<S> out(p, result, t, channel, memory);
+      dense_dispatch(p, view, weight, out.data, out.row, out.plane, kChannelBlock, t);
+      out.finish(p, result, t, channel, kChannelBlock);
+    } else {
+      dense_dispatch(p, view, weight, corner_of(result, t, channel), result.row, result.channel, kChannelBlock, t);
+    }
+  }
+}
+
+// The weights of a forward tile.
+template <class S>
+WeightMaps<S> weights_in_place(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t) {
+  return {corner_of(weight, t, t.group * p.shape.taps()), weight.channel, weight.row, false};
+}
+
+template <class S>
+WeightMaps<Compute<S>> packed_weights(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t, void* memory) {
+  Compute<S>* strips = scratch_at<Compute<S>>(memory, p.other_at);
+  const int64_t taps = p.shape.taps();
+  pack_planes(planes_of(weight, t.image, t.group * taps, p.shape.out_height, p.shape.out_width), taps, {t.row, t.col, 1},
+              p.other, strips);
+  return {strips, p.other.plane_pitch, p.other.row_pitch, true};
+}
+
+template <class S>
+WeightMaps<Compute<S>> forward_weights(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t, void* memory) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    if (!p.packs_other) return weights_in_place(p, weight, t);
+  }
+  return packed_weights(p, weight, t, memory);
+}
+
+template <class S>
+void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> weight, Strided<S> y, int64_t begin, int64_t end,
              void* memory) {
+  using T = Compute<S>;
   using V = Vec<T>;
   const Involution2dShape& s = p.shape;
-  const Scratch<T> scratch(p, memory);
-  const int64_t group_channels = s.group_channels(), taps = s.taps();
-  // Taps whose columns differ by a multiple of the stride stand in the same phase of the strip, one after the other.
-  int64_t period = 1;
-  while (period * s.dilation_w % s.stride_w != 0) ++period;
+  if (p.channels_last) {
+    forward_pixels(p, x, weight, y, begin, end, memory);
+    return;
+  }
+  TapRun* list = scratch_at<TapRun>(memory, 0);
+  T* strips = scratch_at<T>(memory, p.map_at);
+  const int64_t group_channels = s.group_channels();
   int64_t runs = 0;
-  for (int64_t u = 0; u < s.kernel_h; ++u)
-    for (int64_t start = 0; start < period && start < s.kernel_w; ++start)
-      for (int64_t v = start; v < s.kernel_w; v += period)
-        runs = append_tap(scratch.runs, runs, strip_offset(p, u, v), (u * s.kernel_w + v) * weight.channel);
+  if (!p.dense) runs = forward_runs(p, p.packs_other ? p.other.plane_pitch : weight.channel, list);
 
   for (int64_t index = begin; index < end; ++index) {
     const Task t = make_task(p, index, s.out_height, s.out_width);
-    const T* w = plane_of(weight, t.image, t.group * taps) + t.row * weight.row + t.col;
+    if constexpr (kMaskedWindows) {
+      if (p.direct) {
+        const int64_t row = t.row - s.pad_h, col = t.col - s.pad_w;
+        if (p.packs_other)
+          dense_direct(p, x, row, col, s.height, s.width, packed_weights(p, weight, t, memory), y, t, memory);
+        else
+          dense_direct(p, x, row, col, s.height, s.width, weights_in_place(p, weight, t), y, t, memory);
+        continue;
+      }
+    }
+    const WeightMaps<T> w = forward_weights(p, weight, t, memory);
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
       const int64_t channel = t.group * group_channels + c0;
-      const bool direct = reads_directly(p, x, channels);
-      if (!direct) pack_x(p, x, t, channel, channels, scratch.map);
+      const Target<S> out(p, y, t, channel, memory);
+      pack_x(p, x, t, channel, channels, strips);
       if (p.dense) {
-        const MapView<T> map = direct ? direct_view(x, t.image, channel, t.row - s.pad_h, t.col - s.pad_w, s.height, s.width)
-                                      : packed_view(p.map, scratch.map);
-        dense_dispatch(p, map, {w, weight.channel, weight.row, false}, y, channel, channels, t);
-        continue;
+        dense_dispatch(p, packed_view(p.map, strips), w, out.data, out.row, out.plane, channels, t);
+      } else {
+        for (int64_t i = 0; i < t.rows; ++i)
+          for (int64_t j = 0; j < t.cols; j += V::kLanes) {
+            const int lanes = lanes_left<T>(t.cols - j);
+            const auto run = lanes < V::kLanes && !w.slack ? sparse_vector<T, true> : sparse_vector<T, false>;
+            run(strips + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, w.data + i * w.row + j, list, runs,
+                out.data + i * out.row + j, out.plane, 1, channels, lanes);
+          }
       }
-      T* out = plane_of(y, t.image, channel) + t.row * y.row + t.col;
-      for (int64_t i = 0; i < t.rows; ++i) {
-        for (int64_t j = 0; j < t.cols; j += V::kLanes) {
-          const int lanes = lanes_left<T>(t.cols - j);
-          const auto run = lanes < V::kLanes ? sparse_vector<T, true> : sparse_vector<T, false>;
-          run(scratch.map + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, w + i * weight.row + j, scratch.runs, runs,
-              out + i * y.row + j, y.channel, 1, channels, lanes);
-        }
-      }
+      out.finish(p, y, t, channel, channels);
     }
   }
 }
 
 // grad_x[c, p] = sum_t weight[t, o] * grad_y[c, o] over the outputs o that read pixel p with tap t: o = (p + pad - t *
 // dilation) / stride where that is whole. Rows and columns outside grad_y are zeros of both strips.
-template <class T>
-void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T> weight, Strided<T> result, int64_t begin,
+template <class S>
+void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S> weight, Strided<S> result, int64_t begin,
             int64_t end, void* memory) {
+  using T = Compute<S>;
   using V = Vec<T>;
   const Involution2dShape& s = p.shape;
-  const Scratch<T> scratch(p, memory);
+  if (p.channels_last) {
+    grad_x_pixels(p, grad_y, weight, result, begin, end, memory);
+    return;
+  }
+  TapRun* list = scratch_at<TapRun>(memory, 0);
+  T* strips = scratch_at<T>(memory, p.map_at);
+  T* weights = scratch_at<T>(memory, p.other_at);
   const int64_t group_channels = s.group_channels(), taps = s.taps();
   const int64_t reach_h = (s.kernel_h - 1) * s.dilation_h, reach_w = (s.kernel_w - 1) * s.dilation_w;
 
@@ -165,31 +178,29 @@ void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T>
     const int64_t row0 = floor_div(t.row + s.pad_h - reach_h, s.stride_h);
     const int64_t col0 = floor_div(t.col + s.pad_w - reach_w, s.stride_w);
     for (int64_t k = 0; k < taps; ++k) {
-      const Plane<T> plane{plane_of(weight, t.image, t.group * taps + k), weight.row, weight.column, s.out_height, s.out_width};
-      if (p.dense) {
-        // The window is mirrored: the strip's first tap is the kernel's last.
-        const int64_t mirrored = taps - 1 - k;
-        pack_plane(plane, row0 + mirrored / s.kernel_w, col0 + mirrored % s.kernel_w, 1, p.weight,
-                   scratch.weight + mirrored * p.weight.plane_pitch);
-      } else {
-        pack_plane(plane, row0, col0, 1, p.weight, scratch.weight + k * p.weight.plane_pitch);
+      // Dense windows are mirrored: the strip's first tap is the kernel's last.
+      const int64_t at = p.dense ? taps - 1 - k : k;
+      const int64_t down = p.dense ? at / s.kernel_w : 0, along = p.dense ? at % s.kernel_w : 0;
+      pack_planes(planes_of(weight, t.image, t.group * taps + k, s.out_height, s.out_width), 1, {row0 + down, col0 + along, 1},
+                  p.other, weights + at * p.other.plane_pitch);
+    }
+    const WeightMaps<T> w{weights, p.other.plane_pitch, p.other.row_pitch, true};
+    if constexpr (kMaskedWindows) {
+      if (p.direct) {
+        dense_direct(p, grad_y, row0, col0, s.out_height, s.out_width, w, result, t, memory);
+        continue;
       }
     }
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
       const int64_t channel = t.group * group_channels + c0;
-      const bool direct = reads_directly(p, grad_y, channels);
-      for (int64_t c = 0; c < (direct ? 0 : channels); ++c) {
-        const Plane<T> plane{plane_of(grad_y, t.image, channel + c), grad_y.row, grad_y.column, s.out_height, s.out_width};
-        pack_plane(plane, row0, col0, 1, p.map, scratch.map + c * p.map.plane_pitch);
-      }
+      const Target<S> out(p, result, t, channel, memory);
+      pack_planes(planes_of(grad_y, t.image, channel, s.out_height, s.out_width), channels, {row0, col0, 1}, p.map, strips);
       if (p.dense) {
-        const MapView<T> map = direct ? direct_view(grad_y, t.image, channel, row0, col0, s.out_height, s.out_width)
-                                      : packed_view(p.map, scratch.map);
-        dense_dispatch(p, map, {scratch.weight, p.weight.plane_pitch, p.weight.row_pitch, true}, result, channel, channels, t);
+        dense_dispatch(p, packed_view(p.map, strips), w, out.data, out.row, out.plane, channels, t);
+        out.finish(p, result, t, channel, channels);
         continue;
       }
-      T* out = plane_of(result, t.image, channel) + t.row * result.row + t.col;
       for (int64_t i = 0; i < t.rows; ++i) {
         for (int64_t phase = 0; phase < s.stride_w && phase < t.cols; ++phase) {
           int64_t count = 0;
@@ -200,72 +211,104 @@ void grad_x(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T>
               const int64_t col = t.col + phase + s.pad_w - v * s.dilation_w;
               if (col % s.stride_w != 0) continue;
               const int64_t at = (row / s.stride_h - row0) * p.map.row_pitch + (col / s.stride_w - col0);
-              count = append_tap(scratch.runs, count, at, (u * s.kernel_w + v) * p.weight.plane_pitch + at);
+              count = append_tap(list, count, at, (u * s.kernel_w + v) * p.other.plane_pitch + at);
             }
           }
           const int64_t outputs = ceil_div(t.cols - phase, s.stride_w);
           for (int64_t j = 0; j < outputs; j += V::kLanes) {
             const int lanes = lanes_left<T>(outputs - j);
-            sparse_vector<T, false>(scratch.map + j, p.map.plane_pitch, scratch.weight + j, scratch.runs, count,
-                                    out + i * result.row + phase + j * s.stride_w, result.channel, s.stride_w, channels, lanes);
+            sparse_vector<T, false>(strips + j, p.map.plane_pitch, weights + j, list, count,
+                                    out.data + i * out.row + phase + j * s.stride_w, out.plane, s.stride_w, channels, lanes);
           }
         }
       }
+      out.finish(p, result, t, channel, channels);
     }
   }
 }
 
-template <class T>
-void dense_grad_weight(int64_t k, const MapView<T>& map, int64_t i, int64_t j, const T* grad, int64_t grad_plane,
-                       int64_t channels, bool first, T* out, int64_t tap_stride, int lanes) {
-  const DenseMap<T> tile = tile_at(map, i, j, static_cast<int>(k));
-  const bool inside =
-      tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == 2 * Vec<T>::kLanes;
-  const bool whole = inside && lanes == Vec<T>::kLanes;
-  const auto run = k == 3   ? (whole ? dense_tap_rows<T, 3, false> : dense_tap_rows<T, 3, true>)
-                   : k == 5 ? (whole ? dense_tap_rows<T, 5, false> : dense_tap_rows<T, 5, true>)
-                            : (whole ? dense_tap_rows<T, 7, false> : dense_tap_rows<T, 7, true>);
-  run(tile, grad, grad_plane, channels, first, out, tap_stride, lanes);
+// A block of channels' share in the gradients of a task's dense windows.
+template <class M>
+void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& grad, const Target<Compute<M>>& out,
+                       const Task& t, int64_t channels, bool first) {
+  using T = Compute<M>;
+  constexpr int kWidth = 2 * Vec<T>::kLanes;
+  for (int64_t i = 0; i < t.rows; ++i)
+    for (int64_t j = 0; j < t.cols; j += Vec<T>::kLanes) {
+      const int lanes = lanes_left<T>(t.cols - j);
+      const DenseMap<M> tile = tile_at(map, i, j, static_cast<int>(k));
+      const bool inside = tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == kWidth;
+      const bool whole = inside && lanes == Vec<T>::kLanes;
+      const auto run = k == 3   ? (whole ? dense_tap_rows<3, false, T, M> : dense_tap_rows<3, true, T, M>)
+                       : k == 5 ? (whole ? dense_tap_rows<5, false, T, M> : dense_tap_rows<5, true, T, M>)
+                                : (whole ? dense_tap_rows<7, false, T, M> : dense_tap_rows<7, true, T, M>);
+      run(tile, grad.data + i * grad.row + j, grad.tap, channels, first, out.data + i * out.row + j, out.plane, lanes);
+    }
 }
 
-template <class T>
-void grad_weight(const Involution2dPlan& p, Strided<const T> grad_y, Strided<const T> x, Strided<T> result, int64_t begin,
+// Planes of grad_y under a tile, read in place or from strips that are packed here.
+template <class S>
+WeightMaps<S> grad_in_place(const Strided<const S>& grad_y, const Task& t, int64_t channel) {
+  return {corner_of(grad_y, t, channel), grad_y.channel, grad_y.row, false};
+}
+
+template <class S>
+WeightMaps<Compute<S>> grad_planes(const Involution2dPlan& p, const Strided<const S>& grad_y, const Task& t, int64_t channel,
+                                   int64_t channels, void* memory) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    if (!p.packs_other) return grad_in_place(grad_y, t, channel);
+  }
+  Compute<S>* strips = scratch_at<Compute<S>>(memory, p.other_at);
+  pack_planes(planes_of(grad_y, t.image, channel, p.shape.out_height, p.shape.out_width), channels, {t.row, t.col, 1}, p.other,
+              strips);
+  return {strips, p.other.plane_pitch, p.other.row_pitch, true};
+}
+
+template <class S>
+void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S> x, Strided<S> result, int64_t begin,
                  int64_t end, void* memory) {
+  using T = Compute<S>;
   using V = Vec<T>;
   const Involution2dShape& s = p.shape;
-  const Scratch<T> scratch(p, memory);
+  T* strips = scratch_at<T>(memory, p.map_at);
   const int64_t group_channels = s.group_channels(), taps = s.taps();
   // One offset a tap, in the room that the other passes have runs in.
-  int64_t* offset = reinterpret_cast<int64_t*>(scratch.runs);
+  int64_t* offset = scratch_at<int64_t>(memory, 0);
   for (int64_t t = 0; t < taps; ++t) offset[t] = strip_offset(p, t / s.kernel_w, t % s.kernel_w);
 
   for (int64_t index = begin; index < end; ++index) {
     const Task t = make_task(p, index, s.out_height, s.out_width);
-    T* out = plane_of(result, t.image, t.group * taps) + t.row * result.row + t.col;
+    const Target<S> target(p, result, t, t.group * taps, memory);
+    const Target<T> out{target.data, target.plane, target.row};
     for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
       const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
       const int64_t channel = t.group * group_channels + c0;
-      const bool direct = kMaskedWindows && p.dense && x.column == 1;
-      if (!direct) pack_x(p, x, t, channel, channels, scratch.map);
-      const MapView<T> map = direct ? direct_view(x, t.image, channel, t.row - s.pad_h, t.col - s.pad_w, s.height, s.width)
-                                    : packed_view(p.map, scratch.map);
-      const T* grad = plane_of(grad_y, t.image, channel) + t.row * grad_y.row + t.col;
-      for (int64_t i = 0; i < t.rows; ++i) {
-        const T* row = scratch.map + i * s.stride_h * p.map.row_pitch;
-        for (int64_t j = 0; j < t.cols; j += V::kLanes) {
-          const int lanes = lanes_left<T>(t.cols - j);
-          const T* g = grad + i * grad_y.row + j;
-          T* at = out + i * result.row + j;
-          if (p.dense) {
-            dense_grad_weight(s.kernel_h, map, i, j, g, grad_y.channel, channels, c0 == 0, at, result.channel, lanes);
-            continue;
+      if constexpr (kMaskedWindows) {
+        if (p.direct) {
+          const Planes<S> planes = planes_of(x, t.image, channel, s.height, s.width);
+          const MapView<S> map = direct_view(planes, t.row - s.pad_h, t.col - s.pad_w);
+          if constexpr (std::is_same_v<S, T>) {
+            dense_grad_weight(s.kernel_h, map, grad_planes(p, grad_y, t, channel, channels, memory), out, t, channels, c0 == 0);
+          } else {
+            dense_grad_weight(s.kernel_h, map, grad_in_place(grad_y, t, channel), out, t, channels, c0 == 0);
           }
-          for (int64_t k = 0; k < taps; k += kSparseTaps)
-            sparse_taps(row + j, p.map.plane_pitch, offset + k, taps - k, g, grad_y.channel, channels, c0 == 0,
-                        at + k * result.channel, result.channel, lanes);
+          continue;
         }
       }
+      pack_x(p, x, t, channel, channels, strips);
+      const WeightMaps<T> grad = grad_planes(p, grad_y, t, channel, channels, memory);
+      if (p.dense) {
+        dense_grad_weight(s.kernel_h, packed_view(p.map, strips), grad, out, t, channels, c0 == 0);
+        continue;
+      }
+      for (int64_t i = 0; i < t.rows; ++i)
+        for (int64_t j = 0; j < t.cols; j += V::kLanes)
+          for (int64_t k = 0; k < taps; k += kSparseTaps)
+            sparse_taps(strips + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, offset + k, taps - k,
+                        grad.data + i * grad.row + j, grad.tap, channels, c0 == 0, out.data + k * out.plane + i * out.row + j,
+                        out.plane, lanes_left<T>(t.cols - j));
     }
+    target.finish(p, result, t, t.group * taps, taps);
   }
 }
 
@@ -274,10 +317,17 @@ void grad_weight(const Involution2dPlan& p, Strided<const T> grad_y, Strided<con
 #define LGLD_CONCAT_(a, b) a##b
 #define LGLD_CONCAT(a, b) LGLD_CONCAT_(a, b)
 
+template <class S>
+constexpr Involution2dKernels::Passes<S> kPasses{forward<S>, grad_x<S>, grad_weight<S>};
+
 extern const Involution2dKernels LGLD_CONCAT(involution2d_, LGLD_VARIANT);
 const Involution2dKernels LGLD_CONCAT(involution2d_, LGLD_VARIANT) = {
-    Vec<float>::kLanes, Vec<double>::kLanes, kRowBlock,          kChannelBlock,   kSparseChannelBlock, kWeightChannels,
-    forward<float>,     grad_x<float>,       grad_weight<float>, forward<double>, grad_x<double>,      grad_weight<double>,
+    Vec<float>::kLanes,  Vec<double>::kLanes,
+    kRowBlock,           kChannelBlock,
+    kSparseChannelBlock, kWeightChannels,
+    kMaskedWindows,      {kTileVectors * Vec<float>::kLanes, kTileVectors * Vec<double>::kLanes},
+    kPasses<float>,      kPasses<double>,
+    kPasses<Float16>,    kPasses<BFloat16>,
 };
 
 }  // namespace lgld

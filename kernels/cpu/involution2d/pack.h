@@ -1,5 +1,6 @@
-// Copies rows of a plane into a zero-padded strip (see StripLayout).
+// Copies rows of planes into zero-padded strips (see StripLayout), widening 16-bit elements, and results out of strips.
 #pragma once
+#include "../simd/transpose.h"
 #include "involution2d.h"
 
 namespace lgld {
@@ -7,11 +8,36 @@ namespace {
 
 LGLD_INLINE int64_t clamp(int64_t value, int64_t low, int64_t high) { return value < low ? low : value > high ? high : value; }
 
-template <class T>
-struct Plane {
-  const T* data;
-  int64_t row_stride, col_stride, height, width;
+// Rows and columns of one image of a tensor, from its channel 0 on.
+template <class S>
+struct Planes {
+  const S* data;
+  int64_t channel, row, column;  // strides
+  int64_t height, width;
 };
+
+// The element (row0, col0) of a tensor that a strip begins with, and the columns from one element of a phase to the next.
+struct StripOrigin {
+  int64_t row, col, col_step;
+};
+
+template <class T, class S>
+LGLD_INLINE T widened(S value) {
+  if constexpr (std::is_same_v<S, T>) {
+    return value;
+  } else {
+    return widen(value);
+  }
+}
+
+template <class S>
+LGLD_INLINE S narrowed(Compute<S> value) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    return value;
+  } else {
+    return narrow(value, S{});
+  }
+}
 
 // dst[0, n) = 0 in whole vectors; up to kLanes - 1 elements behind are overwritten, too.
 template <class T>
@@ -19,15 +45,9 @@ LGLD_INLINE void zero_vectors(T* dst, int64_t n) {
   for (int64_t i = 0; i < n; i += Vec<T>::kLanes) Vec<T>::zero().store(dst + i);
 }
 
-// dst[k] = src[k * step] for k in [0, n).
-template <class T>
-LGLD_INLINE void copy_strided(T* dst, const T* src, int64_t step, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) dst[k] = src[k * step];
-}
-
 // p[0, 2 * kLanes), zero outside [first, last), which alone is read.
-template <class T>
-LGLD_INLINE void load_two_within(const T* p, int first, int last, Vec<T>& low, Vec<T>& high) {
+template <class T, class S>
+LGLD_INLINE void load_two_within(const S* p, int first, int last, Vec<T>& low, Vec<T>& high) {
   constexpr int kLanes = Vec<T>::kLanes;
   if constexpr (kMaskedWindows) {
     const Window<T> both = Window<T>::load_within(p, first, last);
@@ -35,15 +55,15 @@ LGLD_INLINE void load_two_within(const T* p, int first, int last, Vec<T>& low, V
   } else if (first == 0 && last == 2 * kLanes) {
     low = Vec<T>::load(p), high = Vec<T>::load(p + kLanes);
   } else {
-    T both[2 * kLanes] = {};
+    S both[2 * kLanes] = {};
     for (int k = first; k < last; ++k) both[k] = p[k];
     low = Vec<T>::load(both), high = Vec<T>::load(both + kLanes);
   }
 }
 
 // A strip row of two phases: columns col0, col0 + 2, ... of src, and a pitch further columns col0 + 1, col0 + 3, ...
-template <class T>
-LGLD_INLINE void pack_row_by_two(T* dst, const StripLayout& layout, const T* src, int64_t col0, int64_t width) {
+template <class T, class S>
+LGLD_INLINE void pack_row_by_two(T* dst, const StripLayout& layout, const S* src, int64_t col0, int64_t width) {
   using V = Vec<T>;
   constexpr int64_t kBoth = 2 * V::kLanes;
   for (int64_t k = 0; k < layout.filled; k += V::kLanes) {
@@ -51,7 +71,7 @@ LGLD_INLINE void pack_row_by_two(T* dst, const StripLayout& layout, const T* src
     const int first = static_cast<int>(clamp(-column, 0, kBoth));
     const int last = static_cast<int>(clamp(width - column, first, kBoth));
     V low, high;
-    load_two_within(src + column, first, last, low, high);
+    load_two_within<T>(src + column, first, last, low, high);
     V::even(low, high).store(dst + k);
     V::odd(low, high).store(dst + layout.pitch + k);
   }
@@ -59,8 +79,8 @@ LGLD_INLINE void pack_row_by_two(T* dst, const StripLayout& layout, const T* src
 
 // One strip row: `left` zeros, src[0, n), zeros up to `end`. Stores are aligned but for the first element's vector: half of
 // an unaligned row's stores would cross a cache line, and stores are what packing is bound by.
-template <class T>
-LGLD_INLINE void pack_row(T* dst, int64_t end, int64_t left, const T* src, int64_t n) {
+template <class T, class S>
+LGLD_INLINE void pack_row(T* dst, int64_t end, int64_t left, const S* src, int64_t n) {
   using V = Vec<T>;
   constexpr int64_t kLanes = V::kLanes;
   int64_t k = left / kLanes * kLanes;
@@ -85,26 +105,23 @@ LGLD_INLINE void pack_row(T* dst, int64_t end, int64_t left, const T* src, int64
   for (; k < end; k += kLanes) V::zero().store(dst + k);
 }
 
-// Strip element (r, phase, k) holds plane element (row0 + r, col0 + phase + k * col_step), or 0 outside the plane.
-template <class T>
-void pack_plane(const Plane<T>& src, int64_t row0, int64_t col0, int64_t col_step, const StripLayout& layout, T* dst) {
-  const int64_t top = clamp(-row0, 0, layout.rows), bottom = clamp(src.height - row0, top, layout.rows);
-  zero_vectors(dst, top * layout.row_pitch);
-  zero_vectors(dst + bottom * layout.row_pitch, (layout.rows - bottom) * layout.row_pitch);
-  if (col_step == 2 && src.col_stride == 1 && layout.phases == 2) {
+// Rows [top, bottom) of one plane's strip, which lie inside the tensor.
+template <class T, class S>
+void pack_rows(const Planes<S>& src, const StripOrigin& at, int64_t top, int64_t bottom, const StripLayout& layout, T* dst) {
+  if (at.col_step == 2 && src.column == 1 && layout.phases == 2) {
     for (int64_t r = top; r < bottom; ++r)
-      pack_row_by_two(dst + r * layout.row_pitch, layout, src.data + (row0 + r) * src.row_stride, col0, src.width);
+      pack_row_by_two(dst + r * layout.row_pitch, layout, src.data + (at.row + r) * src.row, at.col, src.width);
     return;
   }
-  const int64_t step = col_step * src.col_stride;
+  const int64_t step = at.col_step * src.column;
   for (int64_t phase = 0; phase < layout.phases; ++phase) {
-    const int64_t first = col0 + phase;
-    const int64_t left = clamp(ceil_div(-first, col_step), 0, layout.filled);
-    const int64_t right = clamp(ceil_div(src.width - first, col_step), left, layout.filled);
+    const int64_t first = at.col + phase;
+    const int64_t left = clamp(ceil_div(-first, at.col_step), 0, layout.filled);
+    const int64_t right = clamp(ceil_div(src.width - first, at.col_step), left, layout.filled);
     const int64_t behind = right / Vec<T>::kLanes * Vec<T>::kLanes;
-    const T* in = src.data + (row0 + top) * src.row_stride + (first + left * col_step) * src.col_stride;
+    const S* in = src.data + (at.row + top) * src.row + (first + left * at.col_step) * src.column;
     T* out = dst + top * layout.row_pitch + phase * layout.pitch;
-    for (int64_t r = top; r < bottom; ++r, in += src.row_stride, out += layout.row_pitch) {
+    for (int64_t r = top; r < bottom; ++r, in += src.row, out += layout.row_pitch) {
       if (step == 1) {
         pack_row(out, layout.filled, left, in, right - left);
         continue;
@@ -112,9 +129,106 @@ void pack_plane(const Plane<T>& src, int64_t row0, int64_t col0, int64_t col_ste
       zero_vectors(out, left);
       // What is filled is a whole number of vectors, so the zeros on the right can go in first, as such.
       zero_vectors(out + behind, layout.filled - behind);
-      copy_strided(out + left, in, step, right - left);
+      for (int64_t k = left; k < right; ++k) out[k] = widened<T>(in[(k - left) * step]);
     }
   }
+}
+
+// Stands for a pixel outside the map.
+template <class S>
+alignas(64) const S kNoPixel[Vec<Compute<S>>::kLanes] = {};
+
+// The first `lanes` elements of the first `rows` vectors.
+template <class T, class S>
+LGLD_INLINE void store_rows(const Vec<T> (&block)[Vec<T>::kLanes], S* out, int64_t pitch, int rows, int lanes) {
+  using V = Vec<T>;
+  if (rows == V::kLanes && lanes == V::kLanes) {
+    unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA { block[m].store(out + m * pitch); });
+    return;
+  }
+  T tile[V::kLanes][V::kLanes];
+  unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA { block[m].store(tile[m]); });
+  for (int m = 0; m < rows; ++m) V::load(tile[m]).store_partial(out + m * pitch, lanes);
+}
+
+// Rows [top, bottom) of `count` planes' strips where channels are neighbours: blocks of pixels x channels, transposed.
+template <class T, class S>
+void pack_pixel_rows(const Planes<S>& src, int64_t count, const StripOrigin& at, int64_t top, int64_t bottom,
+                     const StripLayout& layout, T* dst) {
+  using V = Vec<T>;
+  for (int64_t r = top; r < bottom; ++r)
+    for (int64_t phase = 0; phase < layout.phases; ++phase)
+      for (int64_t k = 0; k < layout.filled; k += V::kLanes)
+        for (int64_t c = 0; c < count; c += V::kLanes) {
+          const S* row = src.data + (at.row + r) * src.row + c;
+          const int channels = static_cast<int>(count - c < V::kLanes ? count - c : V::kLanes);
+          V block[V::kLanes];
+          unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+            const int64_t column = at.col + phase + (k + m) * at.col_step;
+            const S* pixel = column >= 0 && column < src.width ? row + column * src.column : kNoPixel<S>;
+            block[m] = channels == V::kLanes ? V::load(pixel) : V::load_partial(pixel, channels);
+          });
+          transpose(block);
+          T* out = dst + c * layout.plane_pitch + r * layout.row_pitch + phase * layout.pitch + k;
+          store_rows(block, out, layout.plane_pitch, channels, V::kLanes);
+        }
+}
+
+// Element (r, phase, k) of plane c's strip = element (row + r, col + phase + k * col_step) of plane c of src, 0 outside.
+template <class T, class S>
+void pack_planes(const Planes<S>& src, int64_t count, const StripOrigin& at, const StripLayout& layout, T* dst) {
+  const int64_t top = clamp(-at.row, 0, layout.rows), bottom = clamp(src.height - at.row, top, layout.rows);
+  for (int64_t c = 0; c < count; ++c) {
+    zero_vectors(dst + c * layout.plane_pitch, top * layout.row_pitch);
+    zero_vectors(dst + c * layout.plane_pitch + bottom * layout.row_pitch, (layout.rows - bottom) * layout.row_pitch);
+  }
+  if (src.channel == 1 && src.column != 1 && count > 1) {
+    pack_pixel_rows(src, count, at, top, bottom, layout, dst);
+    return;
+  }
+  for (int64_t c = 0; c < count; ++c)
+    pack_rows<T, S>({src.data + c * src.channel, src.channel, src.row, src.column, src.height, src.width}, at, top, bottom,
+                    layout, dst + c * layout.plane_pitch);
+}
+
+// Rows and columns of a strip of one phase to a plane of a tensor.
+template <class T, class S>
+void unpack_plane(const T* src, int64_t row_pitch, int64_t rows, int64_t cols, S* dst, int64_t row_stride, int64_t col_stride) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < rows; ++i, src += row_pitch, dst += row_stride) {
+    if (col_stride != 1) {
+      for (int64_t j = 0; j < cols; ++j) dst[j * col_stride] = narrowed<S>(src[j]);
+      continue;
+    }
+    int64_t j = 0;
+    for (; j + V::kLanes <= cols; j += V::kLanes) V::load(src + j).store(dst + j);
+    if (j < cols) V::load(src + j).store_partial(dst + j, static_cast<int>(cols - j));
+  }
+}
+
+// The same for `count` planes; where channels are neighbours, blocks of pixels x channels are transposed.
+template <class T, class S>
+void unpack_planes(const T* src, const StripLayout& layout, int64_t count, int64_t rows, int64_t cols, const Strided<S>& dst,
+                   S* corner) {
+  using V = Vec<T>;
+  if (dst.channel != 1 || dst.column == 1) {
+    for (int64_t c = 0; c < count; ++c)
+      unpack_plane(src + c * layout.plane_pitch, layout.row_pitch, rows, cols, corner + c * dst.channel, dst.row, dst.column);
+    return;
+  }
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; j += V::kLanes)
+      for (int64_t c = 0; c < count; c += V::kLanes) {
+        const int channels = static_cast<int>(count - c < V::kLanes ? count - c : V::kLanes);
+        const int pixels = static_cast<int>(cols - j < V::kLanes ? cols - j : V::kLanes);
+        const T* in = src + c * layout.plane_pitch + i * layout.row_pitch + j;
+        V block[V::kLanes];
+        unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+          block[m] = V::load(in + (m < channels ? m.value : channels - 1) * layout.plane_pitch);
+        });
+        transpose(block);
+        store_rows(block, corner + i * dst.row + j * dst.column + c, dst.column, pixels, channels);
+      }
 }
 
 }  // namespace

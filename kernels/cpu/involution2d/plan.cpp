@@ -41,15 +41,27 @@ int64_t even_tile(int64_t extent, int64_t limit, int64_t unit) {
 }  // namespace
 
 Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass pass, const Involution2dKernels& k,
-                                   bool is_double) {
+                                   const Involution2dFormat& format) {
   Involution2dPlan p{};
   p.shape = s;
+  const bool is_double = format.dtype == Dtype::kFloat64;
+  const bool widens = format.dtype == Dtype::kFloat16 || format.dtype == Dtype::kBFloat16;
   const int64_t lanes = is_double ? k.lanes_f64 : k.lanes_f32;
   const int64_t element = is_double ? sizeof(double) : sizeof(float);
+  const bool grad_x = pass == Involution2dPass::kGradX, grad_weight = pass == Involution2dPass::kGradWeight;
   const bool unit = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1;
-  p.dense = unit && s.kernel_h == s.kernel_w && (s.kernel_h == 3 || s.kernel_h == 5 || s.kernel_h == 7);
+  p.channels_last = format.channels_last && !grad_weight;
+  p.dense = !p.channels_last && unit && s.kernel_h == s.kernel_w && (s.kernel_h == 3 || s.kernel_h == 5 || s.kernel_h == 7);
+  // Reading the map in place saves the pass that packs it. 16-bit elements are then widened in registers, each time they are
+  // read: more than twice for the gradient of a window larger than 3 x 3, whose maps are better packed. Weights are worth
+  // packing where 8 blocks of channels or more read them.
+  const bool rereads = grad_weight && s.kernel_h > 3;
+  p.direct = k.masked_windows && p.dense && format.unit_map && (grad_weight || s.group_channels() >= k.dense_channels) &&
+             (!widens || (grad_weight ? format.unit_other && !rereads : format.unit_result));
+  const bool packs_widened = grad_weight ? !p.direct : !p.direct || s.group_channels() >= 8 * k.dense_channels;
+  p.packs_other = p.channels_last ? widens : grad_x || !format.unit_other || (widens && packs_widened);
+  p.stages_result = !p.channels_last && (!format.unit_result || (widens && (!p.direct || grad_weight)));
 
-  const bool grad_x = pass == Involution2dPass::kGradX;
   const int64_t height = grad_x ? s.height : s.out_height;
   const int64_t width = grad_x ? s.width : s.out_width;
 
@@ -68,30 +80,65 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
   // A Window touches two vectors from its first tap on: dense ones begin at the first tap of a row, others at any.
   const auto touched = [&](int64_t reach) { return p.dense ? std::max(reach, lanes) : reach + lanes; };
   const int64_t reach_h = (s.kernel_h - 1) * s.dilation_h, reach_w = (s.kernel_w - 1) * s.dilation_w;
-  if (grad_x) {
+  const int64_t tile_rows = p.dense ? round_up(p.row_tile, k.row_block) : p.row_tile;
+  const StripLayout tile = make_strip(tile_rows, 1, 0, 0, p.col_tile, lanes, element);
+  if (p.channels_last) {
+    // Rows and columns of the map that a tile reads, as below; those outside the map are not copied.
+    const auto span = [&](int64_t result, int64_t reach, int64_t stride) {
+      return grad_x ? (result - 1 + reach) / stride + 2 : (result - 1) * stride + reach + 1;
+    };
+    p.planes = k.pixel_channels[is_double];
+    const PixelRegion window{span(p.row_tile, reach_h, s.stride_h), span(p.col_tile, reach_w, s.stride_w), p.planes};
+    // Pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are more than a fifth
+    // of all, a copy with zeros around it makes all pixels alike, unless it is mostly zeros.
+    const bool narrow = unit && 5 * reach_w > p.col_tile;
+    const bool small = window.rows < 8 * p.row_tile && window.columns < 8 * p.col_tile;
+    p.pads = (widens || narrow) && small;
+    if (widens || p.pads) p.pixels = window;
+    if (widens || (p.pads && grad_x))
+      p.pixel_weights = {grad_x ? window.rows : p.row_tile, grad_x ? window.columns : p.col_tile, s.taps()};
+  } else if (grad_x) {
     // Rows p0 .. p0 + row_tile - 1 of grad_x read rows floor((p0 + ph - reach) / sh) .. floor((p0 + row_tile - 1 + ph) / sh)
     // of grad_y: at most (row_tile - 1 + reach) / sh + 2 of them. The same for columns.
-    const int64_t rows = p.dense ? round_up(p.row_tile, k.row_block) + reach_h : (p.row_tile - 1 + reach_h) / s.stride_h + 2;
+    const int64_t rows = p.dense ? tile_rows + reach_h : (p.row_tile - 1 + reach_h) / s.stride_h + 2;
     const int64_t reach = reach_w / s.stride_w + 2;
     const int64_t outputs = ceil_div(p.col_tile, s.stride_w);
     p.map = make_strip(rows, 1, reach, touched(reach), outputs, lanes, element);
     // Dense tiles want each tap's plane moved by that tap, so that it lines up with the result; others address it like the map.
-    p.weight = p.dense ? make_strip(round_up(p.row_tile, k.row_block), 1, 0, 0, outputs, lanes, element) : p.map;
+    p.other = p.dense ? tile : p.map;
   } else {
-    const int64_t rows = (p.dense ? round_up(p.row_tile, k.row_block) - 1 : p.row_tile - 1) * s.stride_h + reach_h + 1;
+    const int64_t rows = (tile_rows - 1) * s.stride_h + reach_h + 1;
     const int64_t phases = std::min(s.stride_w, reach_w + 1);
     const int64_t reach = reach_w / s.stride_w + 1;
     p.map = make_strip(rows, phases, reach, touched(reach), p.col_tile, lanes, element);
+    p.other = tile;
   }
+  p.result = tile;
   // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
-  p.planes = pass == Involution2dPass::kGradWeight ? std::min<int64_t>(k.weight_channels, s.group_channels())
-             : p.dense                             ? k.dense_channels
-                                                   : k.sparse_channels;
+  if (!p.channels_last)
+    p.planes = grad_weight ? std::min<int64_t>(k.weight_channels, s.group_channels())
+               : p.dense   ? k.dense_channels
+                           : k.sparse_channels;
 
-  const int64_t runs = bounded_product(s.taps(), kTapRunBytes);
-  const int64_t map = bounded_product(p.planes * element, p.map.plane_pitch);
-  const int64_t weight = grad_x ? bounded_product(s.taps() * element, p.weight.plane_pitch) : 0;
-  p.scratch_bytes = round_up(runs, kCacheLine) + round_up(map, kCacheLine) + weight;
+  const int64_t lists = p.channels_last ? bounded_product(s.taps(), kPixelTapBytes) + (s.kernel_h + s.kernel_w) * kAxisTapBytes
+                                        : bounded_product(s.taps(), kTapRunBytes);
+  const auto region = [&](const PixelRegion& r, int64_t rows, int64_t columns) {
+    const int64_t pixels = p.pads ? bounded_product(r.rows, r.columns) : std::min(r.rows, rows) * std::min(r.columns, columns);
+    return bounded_product(pixels, r.channels * element);
+  };
+  const auto strips = [&](int64_t planes, const StripLayout& layout) {
+    return bounded_product(planes * element, layout.plane_pitch);
+  };
+  const int64_t others = grad_weight ? p.planes : s.taps(), results = grad_weight ? s.taps() : p.planes;
+  const int64_t map = p.channels_last ? region(p.pixels, grad_x ? s.out_height : s.height, grad_x ? s.out_width : s.width)
+                                      : strips(p.planes, p.map);
+  const int64_t other = p.channels_last ? region(p.pixel_weights, s.out_height, s.out_width)
+                        : p.packs_other ? strips(others, p.other)
+                                        : 0;
+  p.map_at = round_up(lists, kCacheLine);
+  p.other_at = p.map_at + round_up(map, kCacheLine);
+  p.result_at = p.other_at + round_up(other, kCacheLine);
+  p.scratch_bytes = p.result_at + (p.stages_result ? strips(results, p.result) : 0);
   return p;
 }
 

@@ -12,8 +12,8 @@ constexpr int kTapRows = K == 3 ? 3 : 2;
 constexpr int kSparseTaps = 8;
 
 // One vector of outputs: acc[tap] += sum_c grad[c] * map[c][tap], for kRows rows of K taps from row `first_tap_row` on.
-template <class T, int K, int kRows, bool kEdge>
-LGLD_INLINE void dense_taps(const DenseMap<T>& map, int first_tap_row, const T* grad, int64_t grad_plane, int64_t channels,
+template <class T, int K, int kRows, bool kEdge, class M>
+LGLD_INLINE void dense_taps(const DenseMap<M>& map, int first_tap_row, const M* grad, int64_t grad_plane, int64_t channels,
                             bool first, T* out, int64_t tap_stride, int lanes) {
   using V = Vec<T>;
   V acc[kRows * K];
@@ -21,12 +21,12 @@ LGLD_INLINE void dense_taps(const DenseMap<T>& map, int first_tap_row, const T* 
   unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA {
     acc[t] = first ? V::zero() : (kEdge ? V::load_partial(out + t * tap_stride, lanes) : V::load(out + t * tap_stride));
   });
-  const T* row[kRows];
+  const M* row[kRows];
   int64_t step[kRows];
   unroll<kRows>([&](auto u) LGLD_INLINE_LAMBDA {
     const int r = first_tap_row + u.value;
     const bool outside = kEdge && (r < map.first_row || r >= map.last_row);
-    row[u] = outside ? kZeroRow<T> : map.data + r * map.row_pitch;
+    row[u] = outside ? kZeroRow<M> : map.data + r * map.row_pitch;
     step[u] = outside ? 0 : map.plane_pitch;
   });
   for (int64_t c = 0; c < channels; ++c, grad += grad_plane) {
@@ -45,8 +45,8 @@ LGLD_INLINE void dense_taps(const DenseMap<T>& map, int first_tap_row, const T* 
 }
 
 // All K * K taps of one vector of outputs.
-template <class T, int K, bool kEdge>
-__attribute__((noinline)) void dense_tap_rows(const DenseMap<T>& map, const T* grad, int64_t grad_plane, int64_t channels,
+template <int K, bool kEdge, class T, class M>
+__attribute__((noinline)) void dense_tap_rows(const DenseMap<M>& map, const M* grad, int64_t grad_plane, int64_t channels,
                                               bool first, T* out, int64_t tap_stride, int lanes) {
   constexpr int kRows = kTapRows<K>, kRest = K % kRows;
   for (int u = 0; u + kRows <= K; u += kRows)

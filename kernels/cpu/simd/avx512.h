@@ -139,8 +139,12 @@ constexpr bool kMaskedWindows = true;
 template <class T>
 struct Window {
   Vec<T> low, high;
-  static LGLD_INLINE Window load(const T* p) { return {Vec<T>::load(p), Vec<T>::load(p + Vec<T>::kLanes)}; }
-  static LGLD_INLINE Window load_within(const T* p, int first, int last) {
+  template <class S>
+  static LGLD_INLINE Window load(const S* p) {
+    return {Vec<T>::load(p), Vec<T>::load(p + Vec<T>::kLanes)};
+  }
+  template <class S>
+  static LGLD_INLINE Window load_within(const S* p, int first, int last) {
     const unsigned inside = static_cast<unsigned>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
     return {Vec<T>::load_masked(p, inside), Vec<T>::load_masked(p + Vec<T>::kLanes, inside >> Vec<T>::kLanes)};
   }

@@ -1,0 +1,489 @@
+// The passes of ffm.h. A strip's pixels are packed once, in the arithmetic's type and centred, and every channel reads them
+// there.
+#include LGLD_SIMD_HEADER
+
+#include "../simd/math.h"
+#include "ffm.h"
+
+namespace lgld {
+namespace {
+
+// Channels whose sums a backward tile keeps in registers: kIn + 3 each.
+constexpr int kBlock = kVectorRegisters >= 32 ? 2 : 1;
+static_assert(2 * kBlock <= kSumVectors);
+
+template <class T>
+LGLD_INLINE T as(T value, T) {
+  return value;
+}
+LGLD_INLINE float as(Float16 value, float) { return widen(value); }
+LGLD_INLINE float as(BFloat16 value, float) { return widen(value); }
+
+template <class T>
+constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+
+template <class T>
+LGLD_INLINE Vec<T> broadcast(double value) {
+  return Vec<T>::broadcast(static_cast<T>(value));
+}
+
+// A strip of rows of one image.
+struct Strip {
+  int64_t image, row, rows;
+};
+
+LGLD_INLINE Strip strip_at(const FfmPlan& p, int64_t index) {
+  const int64_t row = index % p.row_tiles * p.row_tile, left = p.shape.out_height - row;
+  return {index / p.row_tiles, row, left < p.row_tile ? left : p.row_tile};
+}
+
+// f(strip, its number) for the strips of task t.
+template <class F>
+LGLD_INLINE void each_strip(const FfmPlan& p, int64_t t, F f) {
+  const int64_t begin = t * p.strips_per_task, end = begin + p.strips_per_task;
+  for (int64_t index = begin; index < (end < p.strips ? end : p.strips); ++index) f(strip_at(p, index), index);
+}
+
+// Room for sums, then planes [inputs][rows][out_width], then the columns' sin and cos, then a row for results; zeros behind
+// each of the three, so that whole vectors can be read.
+template <class T>
+struct Scratch {
+  T *planes, *sin, *cos, *row;
+  Vec<T>* sums;
+  int64_t width, inputs;
+
+  Scratch(const FfmPlan& p, const FfmFold& fold, void* memory) : width(p.shape.out_width), inputs(p.shape.inputs) {
+    sums = static_cast<Vec<T>*>(memory);
+    planes = reinterpret_cast<T*>(static_cast<char*>(memory) + kSumVectors * inputs * 64);
+    sin = planes + inputs * p.plane + kLine<T>;
+    cos = sin + width;
+    row = cos + width + kLine<T>;
+    for (int64_t k = 0; k < kLine<T>; ++k) cos[width + k] = row[width + k] = T(0);
+    for (int64_t j = 0; j < width; ++j) {
+      sin[j] = static_cast<T>(fold.columns[j]);
+      cos[j] = static_cast<T>(fold.columns[width + j]);
+    }
+  }
+
+  // Packs the strip's pixels, less the centre. A plane is as long as the strip's rows.
+  template <class E>
+  void pack(const FfmPlan& p, const Strided<const E>& x, const Strip& t, const double* centre) {
+    const int64_t step = p.shape.stride * x.column;
+    T* out = planes;
+    for (int64_t k = 0; k < inputs; ++k) {
+      const T middle = static_cast<T>(centre[k]);
+      for (int64_t r = 0; r < t.rows; ++r) {
+        const E* in = x.data + t.image * x.batch + k * x.channel + (t.row + r) * p.shape.stride * x.row;
+        if (step == 2) {  // a constant step is one the compiler has shuffles for
+          for (int64_t j = 0; j < width; ++j) out[j] = as(in[2 * j], T{}) - middle;
+        } else {
+          for (int64_t j = 0; j < width; ++j) out[j] = as(in[j * step], T{}) - middle;
+        }
+        out += width;
+      }
+    }
+    for (int64_t k = 0; k < kLine<T>; ++k) out[k] = T(0);
+  }
+};
+
+// --- moments ----------------------------------------------------------------------------------------------------------
+
+template <class T, class E>
+void centre(const FfmPlan& p, Strided<const E> x, double* result) {
+  const FfmShape& s = p.shape;
+  const int64_t images = (s.batch + 3) / 4, rows = (s.out_height + 7) / 8, columns = (s.out_width + 7) / 8;
+  for (int64_t k = 0; k < s.inputs; ++k) {
+    double sum = 0;
+    int64_t count = 0;
+    for (int64_t b = 0; b < s.batch; b += images)
+      for (int64_t i = 0; i < s.out_height; i += rows)
+        for (int64_t j = 0; j < s.out_width; j += columns, ++count)
+          sum += as(x.data[b * x.batch + k * x.channel + s.stride * (i * x.row + j * x.column)], T{});
+    result[k] = static_cast<T>(sum / static_cast<double>(count));
+  }
+}
+
+template <class A, class B>
+LGLD_INLINE double dot(const A* a, const B* b, int64_t n) {
+  using V = Vec<double>;
+  V sum[2] = {V::zero(), V::zero()};
+  int64_t i = 0;
+  for (; i + 2 * V::kLanes <= n; i += 2 * V::kLanes) {
+    sum[0] = V::fma(V::load(a + i), V::load(b + i), sum[0]);
+    sum[1] = V::fma(V::load(a + i + V::kLanes), V::load(b + i + V::kLanes), sum[1]);
+  }
+  for (; i < n; i += V::kLanes) {
+    const int lanes = static_cast<int>(n - i < V::kLanes ? n - i : V::kLanes);
+    sum[0] = V::fma(V::load_partial(a + i, lanes), V::load_partial(b + i, lanes), sum[0]);
+  }
+  return horizontal_sum<double>(sum[0] + sum[1]);
+}
+
+template <class A>
+LGLD_INLINE double total(const A* a, int64_t n) {
+  using V = Vec<double>;
+  V sum[2] = {V::zero(), V::zero()};
+  int64_t i = 0;
+  for (; i + 2 * V::kLanes <= n; i += 2 * V::kLanes) {
+    sum[0] = sum[0] + V::load(a + i);
+    sum[1] = sum[1] + V::load(a + i + V::kLanes);
+  }
+  for (; i < n; i += V::kLanes)
+    sum[0] = sum[0] + V::load_partial(a + i, static_cast<int>(n - i < V::kLanes ? n - i : V::kLanes));
+  return horizontal_sum<double>(sum[0] + sum[1]);
+}
+
+template <class T, class E>
+void moments(const FfmPlan& p, Strided<const E> x, const FfmFold& fold, double* partial, int64_t begin, int64_t end,
+             void* memory) {
+  const FfmShape& s = p.shape;
+  const int64_t n = s.inputs, width = s.out_width;
+  Scratch<T> scratch(p, fold, memory);
+  for (int64_t t = begin; t < end; ++t) {
+    double* products = partial + t * p.moments;
+    for (int64_t k = 0; k < p.moments; ++k) products[k] = 0;
+    each_strip(p, t, [&](const Strip& strip, int64_t) {
+      scratch.pack(p, x, strip, fold.centre);
+      const int64_t plane = strip.rows * width;
+      int64_t pair = 0;
+      for (int64_t a = 0; a < n; ++a)
+        for (int64_t b = a; b < n; ++b) products[pair++] += dot(scratch.planes + a * plane, scratch.planes + b * plane, plane);
+      double *sums = products + pair, *row_sin = sums + n, *row_cos = row_sin + n, *col_sin = row_cos + n,
+             *col_cos = col_sin + n;
+      for (int64_t k = 0; k < n; ++k)
+        for (int64_t r = 0; r < strip.rows; ++r) {
+          const T* row = scratch.planes + k * plane + r * width;
+          const double sum = total(row, width);
+          sums[k] += sum;
+          row_sin[k] += sum * fold.rows[strip.row + r];
+          row_cos[k] += sum * fold.rows[s.out_height + strip.row + r];
+          col_sin[k] += dot(row, fold.columns, width);
+          col_cos[k] += dot(row, fold.columns + width, width);
+        }
+    });
+  }
+}
+
+// --- the map u --------------------------------------------------------------------------------------------------------
+
+// The features of one vector of pixels of a packed row, and the folded map of one channel. kIn: the number of channels of the
+// image where it is one of the usual ones, else 0.
+template <class T, int kIn>
+struct Pixels {
+  const T *x, *sin, *cos;
+  int64_t plane, inputs;
+  LGLD_INLINE Vec<T> feature(int64_t k, int64_t j) const { return Vec<T>::load(x + k * plane + j); }
+};
+
+template <class T, int kIn>
+struct Slope {
+  static constexpr bool kFixed = kIn > 0;
+  Vec<T> image[kFixed ? kIn : 1], sin, cos;
+  const double* all;
+
+  LGLD_INLINE Slope(const double* slope, int64_t inputs) : all(slope) {
+    if constexpr (kFixed) unroll<kIn>([&](auto k) LGLD_INLINE_LAMBDA { image[k] = broadcast<T>(slope[k]); });
+    sin = broadcast<T>(slope[inputs + 2]);
+    cos = broadcast<T>(slope[inputs + 3]);
+  }
+
+  // slope . f + row at columns j, j + 1, ...
+  LGLD_INLINE Vec<T> at(const Pixels<T, kIn>& pixels, Vec<T> row, int64_t j) const {
+    using V = Vec<T>;
+    V u = V::fma(sin, V::load(pixels.sin + j), V::fma(cos, V::load(pixels.cos + j), row));
+    if constexpr (kFixed) {
+      unroll<kIn>([&](auto k) LGLD_INLINE_LAMBDA { u = V::fma(image[k], pixels.feature(k, j), u); });
+    } else {
+      for (int64_t k = 0; k < pixels.inputs; ++k) u = V::fma(broadcast<T>(all[k]), pixels.feature(k, j), u);
+    }
+    return u;
+  }
+};
+
+// What a row of the grid adds to slope . f: its position terms and the offset.
+template <class T>
+LGLD_INLINE Vec<T> row_term(const FfmFold& fold, const FfmShape& s, const double* slope, double offset, int64_t row) {
+  return broadcast<T>(slope[s.inputs] * fold.rows[row] + slope[s.inputs + 1] * fold.rows[s.out_height + row] + offset);
+}
+
+// f(j, lanes) for the vectors of columns [begin, end) of a row; the last one may have fewer lanes, and its own copy of f.
+template <class T, class F>
+LGLD_INLINE void each_vector(int64_t begin, int64_t end, F f) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  int64_t j = begin;
+  for (; j + kLanes <= end; j += kLanes) f(j, Int<kLanes>{});
+  if (j < end) f(j, static_cast<int>(end - j));
+}
+
+template <class V, class E>
+LGLD_INLINE void store_lanes(V value, E* p, int lanes) {
+  value.store_partial(p, lanes);
+}
+template <class V, class E>
+LGLD_INLINE void store_lanes(V value, E* p, Int<V::kLanes>) {
+  value.store(p);
+}
+template <class V, class E>
+LGLD_INLINE V load_lanes(const E* p, int lanes) {
+  return V::load_partial(p, lanes);
+}
+template <class V, class E>
+LGLD_INLINE V load_lanes(const E* p, Int<V::kLanes>) {
+  return V::load(p);
+}
+
+// The image's usual numbers of channels have code of their own.
+template <class F>
+LGLD_INLINE void with_inputs(int64_t inputs, F f) {
+  if (inputs == 3) {
+    f(Int<3>{});
+  } else if (inputs == 1) {
+    f(Int<1>{});
+  } else {
+    f(Int<0>{});
+  }
+}
+
+template <class E>
+LGLD_INLINE E* row_of(const Strided<E>& t, int64_t image, int64_t channel, int64_t row) {
+  return t.data + image * t.batch + channel * t.channel + row * t.row;
+}
+
+// --- forward ----------------------------------------------------------------------------------------------------------
+
+template <class T, class E, int kIn>
+__attribute__((noinline)) void forward_plane(const FfmPlan& p, const FfmFold& fold, const Scratch<T>& scratch,
+                                             const Strip& strip, int64_t c, const Strided<E>& y) {
+  const FfmShape& s = p.shape;
+  const double* folded = fold.slope + c * s.features();
+  const Slope<T, kIn> slope(folded, s.inputs);
+  E* const row_buffer = reinterpret_cast<E*>(scratch.row);
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const Pixels<T, kIn> pixels{scratch.planes + r * s.out_width, scratch.sin, scratch.cos, strip.rows * s.out_width, s.inputs};
+    const Vec<T> row = row_term<T>(fold, s, folded, fold.offset[c], strip.row + r);
+    E* const result = row_of(y, strip.image, c, strip.row + r);
+    E* const out = y.column == 1 ? result : row_buffer;
+    each_vector<T>(0, s.out_width, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
+      store_lanes(silu<T>(slope.at(pixels, row, j)), out + j, lanes);
+    });
+    if (y.column != 1)
+      for (int64_t j = 0; j < s.out_width; ++j) result[j * y.column] = row_buffer[j];
+  }
+}
+
+template <class T, class E>
+void forward(const FfmPlan& p, Strided<const E> x, const FfmFold& fold, Strided<E> y, int64_t begin, int64_t end,
+             void* memory) {
+  Scratch<T> scratch(p, fold, memory);
+  for (int64_t t = begin; t < end; ++t)
+    each_strip(p, t, [&](const Strip& strip, int64_t) {
+      scratch.pack(p, x, strip, fold.centre);
+      with_inputs(p.shape.inputs, [&](auto inputs) {
+        for (int64_t c = 0; c < p.shape.channels; ++c) forward_plane<T, E, inputs.value>(p, fold, scratch, strip, c, y);
+      });
+    });
+}
+
+// --- backward ---------------------------------------------------------------------------------------------------------
+
+// Vectors whose products are added up before the sum joins that of the runs before: an error grows with the number of additions
+// in a row, and 8 rows of 112 columns are 224 of them with 4 lanes.
+constexpr int64_t kRun = 16;
+
+// Sums over some pixels of g_u, g_u times the columns' terms and g_u times the image, one channel's: in registers, or those of
+// the image in scratch where its number of channels is not known.
+template <class T, int kIn>
+struct Sums {
+  Vec<T> all, col_sin, col_cos, image[kIn > 0 ? kIn : 1];
+  Vec<T>* many;
+
+  template <class F>
+  static LGLD_INLINE void each_input(int64_t inputs, F f) {
+    if constexpr (kIn > 0) {
+      unroll<kIn>(f);
+    } else {
+      for (int64_t k = 0; k < inputs; ++k) f(k);
+    }
+  }
+  LGLD_INLINE Vec<T>& at(int64_t k) {
+    if constexpr (kIn > 0) {
+      return image[k];
+    } else {
+      return many[k];
+    }
+  }
+  LGLD_INLINE void clear(Vec<T>* room, int64_t inputs) {
+    many = room;
+    all = col_sin = col_cos = Vec<T>::zero();
+    each_input(inputs, [&](auto k) LGLD_INLINE_LAMBDA { at(k) = Vec<T>::zero(); });
+  }
+  LGLD_INLINE void add(Sums& other, int64_t inputs) {
+    all = all + other.all;
+    col_sin = col_sin + other.col_sin;
+    col_cos = col_cos + other.col_cos;
+    each_input(inputs, [&](auto k) LGLD_INLINE_LAMBDA { at(k) = at(k) + other.at(k); });
+  }
+};
+
+// kChannels planes of one strip from channel c on. `projected` has the packed planes' layout.
+template <class T, class E, int kIn, int kChannels>
+__attribute__((noinline)) void backward_planes(const FfmPlan& p, const FfmFold& fold, const Scratch<T>& scratch,
+                                               const Strip& strip, int64_t c, const Strided<const E>& grad_y, double* record,
+                                               T* projected) {
+  using V = Vec<T>;
+  static_assert(kChannels <= 2, "first and last are all of them");
+  const FfmShape& s = p.shape;
+  const int64_t features = s.features(), plane = strip.rows * s.out_width;
+  const double* folded = fold.slope + c * features;
+  const auto each = [&](auto f) LGLD_INLINE_LAMBDA { unroll<kChannels>(f); };
+  const auto each_input = [&](auto f) LGLD_INLINE_LAMBDA { Sums<T, kIn>::each_input(s.inputs, f); };
+  const Slope<T, kIn> first(folded, s.inputs), last(folded + (kChannels - 1) * features, s.inputs);
+  const auto slope = [&](auto m) LGLD_INLINE_LAMBDA -> const Slope<T, kIn>& { return m.value == 0 ? first : last; };
+  Sums<T, kIn> strip_sums[kChannels];
+  V row_sin[kChannels], row_cos[kChannels];
+  each([&](auto m) LGLD_INLINE_LAMBDA {
+    strip_sums[m].clear(scratch.sums + 2 * m * s.inputs, s.inputs);
+    row_sin[m] = row_cos[m] = V::zero();
+  });
+  E* const row_buffer = reinterpret_cast<E*>(scratch.row);
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const Pixels<T, kIn> pixels{scratch.planes + r * s.out_width, scratch.sin, scratch.cos, plane, s.inputs};
+    const V sin = broadcast<T>(fold.rows[strip.row + r]), cos = broadcast<T>(fold.rows[s.out_height + strip.row + r]);
+    V row[kChannels];
+    const E* grad[kChannels];
+    each([&](auto m) LGLD_INLINE_LAMBDA {
+      row[m] = row_term<T>(fold, s, folded + m * features, fold.offset[c + m], strip.row + r);
+      const E* const source = row_of(grad_y, strip.image, c + m, strip.row + r);
+      grad[m] = source;
+      if (grad_y.column != 1) {
+        E* const copy = row_buffer + m * s.out_width;
+        for (int64_t j = 0; j < s.out_width; ++j) copy[j] = source[j * grad_y.column];
+        grad[m] = copy;
+      }
+    });
+    for (int64_t begin = 0; begin < s.out_width; begin += kRun * V::kLanes) {
+      const int64_t end = begin + kRun * V::kLanes < s.out_width ? begin + kRun * V::kLanes : s.out_width;
+      Sums<T, kIn> sums[kChannels];
+      each([&](auto m) LGLD_INLINE_LAMBDA { sums[m].clear(scratch.sums + (2 * m + 1) * s.inputs, s.inputs); });
+      each_vector<T>(begin, end, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
+        V g[kChannels];
+        each([&](auto m) LGLD_INLINE_LAMBDA {
+          g[m] = load_lanes<V>(grad[m] + j, lanes) * silu_derivative<T>(slope(m).at(pixels, row[m], j));
+          sums[m].all = sums[m].all + g[m];
+          sums[m].col_sin = V::fma(g[m], V::load(pixels.sin + j), sums[m].col_sin);
+          sums[m].col_cos = V::fma(g[m], V::load(pixels.cos + j), sums[m].col_cos);
+          each_input([&](auto k) LGLD_INLINE_LAMBDA { sums[m].at(k) = V::fma(g[m], pixels.feature(k, j), sums[m].at(k)); });
+        });
+        if (projected == nullptr) return;
+        each_input([&](auto k) LGLD_INLINE_LAMBDA {
+          T* const at = projected + k * plane + r * s.out_width + j;
+          V sum = load_lanes<V>(at, lanes);
+          each([&](auto m) LGLD_INLINE_LAMBDA {
+            if constexpr (kIn > 0) {
+              sum = V::fma(slope(m).image[k], g[m], sum);
+            } else {
+              sum = V::fma(broadcast<T>(slope(m).all[k]), g[m], sum);
+            }
+          });
+          store_lanes(sum, at, lanes);
+        });
+      });
+      each([&](auto m) LGLD_INLINE_LAMBDA {
+        row_sin[m] = V::fma(sums[m].all, sin, row_sin[m]);
+        row_cos[m] = V::fma(sums[m].all, cos, row_cos[m]);
+        strip_sums[m].add(sums[m], s.inputs);
+      });
+    }
+  }
+  each([&](auto m) LGLD_INLINE_LAMBDA {
+    double* const sums = record + (c + m) * (1 + features);
+    sums[0] += horizontal_sum<T>(strip_sums[m].all);
+    each_input([&](auto k) LGLD_INLINE_LAMBDA { sums[1 + k] += horizontal_sum<T>(strip_sums[m].at(k)); });
+    double* const position = sums + 1 + s.inputs;
+    position[0] += horizontal_sum<T>(row_sin[m]);
+    position[1] += horizontal_sum<T>(row_cos[m]);
+    position[2] += horizontal_sum<T>(strip_sums[m].col_sin);
+    position[3] += horizontal_sum<T>(strip_sums[m].col_cos);
+  });
+}
+
+template <class T, class E>
+void backward(const FfmPlan& p, Strided<const E> x, const FfmFold& fold, Strided<const E> grad_y, double* partial, T* projected,
+              int64_t begin, int64_t end, void* memory) {
+  const FfmShape& s = p.shape;
+  Scratch<T> scratch(p, fold, memory);
+  for (int64_t t = begin; t < end; ++t) {
+    double* const sums = partial + t * p.sums;
+    for (int64_t k = 0; k < p.sums; ++k) sums[k] = 0;
+    each_strip(p, t, [&](const Strip& strip, int64_t index) {
+      scratch.pack(p, x, strip, fold.centre);
+      T* const strip_projected = projected == nullptr ? nullptr : projected + index * s.inputs * p.plane;
+      if (strip_projected != nullptr)
+        for (int64_t k = 0; k < s.inputs * p.plane; ++k) strip_projected[k] = T(0);
+      with_inputs(s.inputs, [&](auto inputs) {
+        int64_t c = 0;
+        for (; c + kBlock <= s.channels; c += kBlock)
+          backward_planes<T, E, inputs.value, kBlock>(p, fold, scratch, strip, c, grad_y, sums, strip_projected);
+        for (; c < s.channels; ++c)
+          backward_planes<T, E, inputs.value, 1>(p, fold, scratch, strip, c, grad_y, sums, strip_projected);
+      });
+    });
+  }
+}
+
+template <class E>
+LGLD_INLINE E zero_of() {
+  return E{};
+}
+
+template <class T, class E>
+void grad_x(const FfmPlan& p, Strided<const E> x, const FfmFold& fold, const FfmCorrection& correction, const T* projected,
+            Strided<E> result, int64_t begin, int64_t end, void* memory) {
+  using V = Vec<T>;
+  const FfmShape& s = p.shape;
+  Scratch<T> scratch(p, fold, memory);
+  E* const row_buffer = reinterpret_cast<E*>(scratch.row);
+  for (int64_t t = begin; t < end; ++t)
+    each_strip(p, t, [&](const Strip& strip, int64_t index) {
+      scratch.pack(p, x, strip, fold.centre);
+      const int64_t plane = strip.rows * s.out_width;
+      const T* const sums = projected + index * s.inputs * p.plane;
+      for (int64_t k = 0; k < s.inputs; ++k) {
+        const double* folded = correction.slope + k * s.features();
+        const Slope<T, 0> slope(folded, s.inputs);
+        for (int64_t r = 0; r < strip.rows; ++r) {
+          const Pixels<T, 0> pixels{scratch.planes + r * s.out_width, scratch.sin, scratch.cos, plane, s.inputs};
+          const V row = row_term<T>(fold, s, folded, correction.offset[k], strip.row + r);
+          const T* const at = sums + k * plane + r * s.out_width;
+          each_vector<T>(0, s.out_width, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
+            store_lanes(load_lanes<V>(at + j, lanes) - slope.at(pixels, row, j), row_buffer + j, lanes);
+          });
+          // The strip's rows of the image: the row that was read and those up to the next one.
+          const int64_t top = (strip.row + r) * s.stride, bottom = top + s.stride < s.height ? top + s.stride : s.height;
+          for (int64_t i = top; i < bottom; ++i) {
+            E* const out = row_of(result, strip.image, k, i);
+            if (i > top || s.stride > 1)
+              for (int64_t j = 0; j < s.width; ++j) out[j * result.column] = zero_of<E>();
+            if (i == top)
+              for (int64_t j = 0; j < s.out_width; ++j) out[j * s.stride * result.column] = row_buffer[j];
+          }
+        }
+      }
+    });
+}
+
+template <class T, class E>
+constexpr FfmTyped<T, E> typed() {
+  return {centre<T, E>, moments<T, E>, forward<T, E>, backward<T, E>, grad_x<T, E>};
+}
+
+}  // namespace
+
+#define LGLD_CONCAT_(a, b) a##b
+#define LGLD_CONCAT(a, b) LGLD_CONCAT_(a, b)
+
+extern const FfmKernels LGLD_CONCAT(ffm_, LGLD_VARIANT);
+const FfmKernels LGLD_CONCAT(ffm_, LGLD_VARIANT) = {typed<float, float>(), typed<double, double>(), typed<float, Float16>(),
+                                                    typed<float, BFloat16>()};
+
+}  // namespace lgld

@@ -1,0 +1,93 @@
+// Forward and grad_x where the channels of the map and of the result are neighbours.
+#pragma once
+#include "pixels.h"
+#include "task.h"
+
+namespace lgld {
+namespace {
+
+// The map or the weights as a task's pixels read them: in place, or copies of what is read of them.
+template <class T, class S>
+Strided<const T> pixels_of(const Planes<S>& src, const PixelRegion& region, int64_t row, int64_t col, int64_t channels,
+                           bool pads, T* copy) {
+  if constexpr (std::is_same_v<S, T>) {
+    if (region.channels == 0) return {src.data, 0, src.channel, src.row, src.column};
+  }
+  return copy_region(src, row, region.rows, col, region.columns, channels, pads, copy);
+}
+
+// The rows and columns of the map that taps may read.
+inline Extent extent_of(const Involution2dPlan& p, int64_t size) {
+  constexpr int64_t kAny = int64_t{1} << 40;
+  return p.pads ? Extent{-kAny, kAny} : Extent{0, size};
+}
+
+// Both passes: `each_phase(task, run)` calls run(rows, columns) for the axes of every phase of a task's pixels; `window` is the
+// first row and column of the map that the task reads, `weights` the same of weight.
+template <class S, class Window, class EachPhase>
+void pixel_tasks(const Involution2dPlan& p, const Strided<const S>& map, const Strided<const S>& weight,
+                 const Strided<S>& result, bool grad_x, int64_t begin, int64_t end, void* memory, Window window,
+                 EachPhase each_phase) {
+  using T = Compute<S>;
+  const Involution2dShape& s = p.shape;
+  const int64_t group_channels = s.group_channels(), taps = s.taps();
+  const int64_t height = grad_x ? s.out_height : s.height, width = grad_x ? s.out_width : s.width;
+  // What is copied, is copied a block of channels at a time.
+  const int64_t block = p.pixels.channels == 0 ? group_channels : p.planes;
+  PixelTap* list = scratch_at<PixelTap>(memory, 0);
+  AxisTap* axis_taps = scratch_at<AxisTap>(memory, taps * kPixelTapBytes);
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Task t = make_task(p, index, grad_x ? s.height : s.out_height, grad_x ? s.width : s.out_width);
+    const auto [row, col] = window(t);
+    const int64_t weight_row = grad_x ? row : t.row, weight_col = grad_x ? col : t.col;
+    const Planes<S> weights = planes_of(weight, t.image, t.group * taps, s.out_height, s.out_width);
+    const Strided<const T> w =
+        pixels_of(weights, p.pixel_weights, weight_row, weight_col, taps, p.pads, scratch_at<T>(memory, p.other_at));
+    for (int64_t c0 = 0; c0 < group_channels; c0 += block) {
+      const int64_t channels = group_channels - c0 < block ? group_channels - c0 : block;
+      const int64_t channel = t.group * group_channels + c0;
+      const Planes<S> planes = planes_of(map, t.image, channel, height, width);
+      const Strided<const T> m = pixels_of(planes, p.pixels, row, col, channels, p.pads, scratch_at<T>(memory, p.map_at));
+      const Strided<S> out{result.data + t.image * result.batch + channel, 0, 1, result.row, result.column};
+      each_phase(t, axis_taps, [&](const Axis& rows, const Axis& columns) LGLD_INLINE_LAMBDA {
+        pixel_plane(rows, columns, s.kernel_w, m, w, out, channels, list);
+      });
+    }
+  }
+}
+
+struct Corner2d {
+  int64_t row, col;
+};
+
+template <class S>
+void forward_pixels(const Involution2dPlan& p, const Strided<const S>& x, const Strided<const S>& weight, const Strided<S>& y,
+                    int64_t begin, int64_t end, void* memory) {
+  const Involution2dShape& s = p.shape;
+  const auto window = [&](const Task& t) { return Corner2d{t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w}; };
+  pixel_tasks(p, x, weight, y, false, begin, end, memory, window, [&](const Task& t, AxisTap* taps, auto run) {
+    run(forward_axis(taps, t.row, t.rows, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, extent_of(p, s.height)),
+        forward_axis(taps + s.kernel_h, t.col, t.cols, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, extent_of(p, s.width)));
+  });
+}
+
+template <class S>
+void grad_x_pixels(const Involution2dPlan& p, const Strided<const S>& grad_y, const Strided<const S>& weight,
+                   const Strided<S>& result, int64_t begin, int64_t end, void* memory) {
+  const Involution2dShape& s = p.shape;
+  const auto window = [&](const Task& t) {
+    return Corner2d{floor_div(t.row + s.pad_h - (s.kernel_h - 1) * s.dilation_h, s.stride_h),
+                    floor_div(t.col + s.pad_w - (s.kernel_w - 1) * s.dilation_w, s.stride_w)};
+  };
+  pixel_tasks(p, grad_y, weight, result, true, begin, end, memory, window, [&](const Task& t, AxisTap* taps, auto run) {
+    for (int64_t i = 0; i < s.stride_h && i < t.rows; ++i)
+      for (int64_t j = 0; j < s.stride_w && j < t.cols; ++j)
+        run(grad_x_axis(taps, t.row, t.rows, i, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, extent_of(p, s.out_height)),
+            grad_x_axis(taps + s.kernel_h, t.col, t.cols, j, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w,
+                        extent_of(p, s.out_width)));
+  });
+}
+
+}  // namespace
+}  // namespace lgld

@@ -1,0 +1,282 @@
+// Involution where channels are neighbours in memory: vectors of channels, weights broadcast, taps outside the map left out.
+#pragma once
+#include "pack.h"
+
+namespace lgld {
+namespace {
+
+// 16 registers: 4 x 2 accumulators; 32 registers: 4 x 4. Every multiply-add loads a vector of the map; a weight is loaded once
+// for all vectors of a tile.
+constexpr int kTilePixels = 4;
+constexpr int kTileVectors = kVectorRegisters >= 32 ? 4 : 2;
+
+// What a pixel adds up: map and weight elements this far from the tile's first pixel's.
+struct PixelTap {
+  int64_t map, weight;
+};
+static_assert(sizeof(PixelTap) == kPixelTapBytes, "plan.cpp sizes the list of taps by it");
+
+// Distances from one pixel of a run to the next.
+struct PixelSteps {
+  int64_t map, weight, out;
+};
+
+// kPixels pixels of a run, kVectors vectors of channels, `last` lanes in the last of them.
+template <class T, class S, int kPixels, int kVectors>
+__attribute__((noinline)) void pixel_tile(const T* map, const T* weight, S* out, const PixelSteps& step, const PixelTap* taps,
+                                          int64_t count, int last) {
+  using V = Vec<T>;
+  V acc[kPixels][kVectors];
+  unroll<kPixels * kVectors>([&](auto k) LGLD_INLINE_LAMBDA { acc[k / kVectors][k % kVectors] = V::zero(); });
+  const bool whole = last == V::kLanes;
+  // Lanes behind the last channel belong to the next pixel, or to nobody.
+  const auto run = [&](auto partial) LGLD_INLINE_LAMBDA {
+    for (const PixelTap* tap = taps; tap < taps + count; ++tap) {
+      const T *x = map + tap->map, *w = weight + tap->weight;
+      unroll<kPixels>([&](auto p) LGLD_INLINE_LAMBDA {
+        const V each = V::broadcast(*w);
+        unroll<kVectors>([&](auto v) LGLD_INLINE_LAMBDA {
+          const T* at = x + v * V::kLanes;
+          const bool cut = partial && v.value == kVectors - 1;
+          acc[p][v] = V::fma(cut ? V::load_partial(at, last) : V::load(at), each, acc[p][v]);
+        });
+        x += step.map;
+        w += step.weight;
+      });
+    }
+    unroll<kPixels>([&](auto p) LGLD_INLINE_LAMBDA {
+      unroll<kVectors>([&](auto v) LGLD_INLINE_LAMBDA {
+        S* at = out + p * step.out + v * V::kLanes;
+        if (partial && v.value == kVectors - 1) {
+          acc[p][v].store_partial(at, last);
+        } else {
+          acc[p][v].store(at);
+        }
+      });
+    });
+  };
+  if (whole) {
+    run(Int<0>{});
+  } else {
+    run(Int<1>{});
+  }
+}
+
+// Rows of K taps that stand side by side: pixel p's tap v reads map pixel p + v, so a row of P pixels loads
+// P + K - 1 vectors for its P * K multiply-adds. What a tile of one vector of channels needs, which has no
+// second vector to share its weights with: 8 pixels of 7 taps load (14 + 56) for 56, pixel_tile would load 112.
+constexpr int kRowPixels = 8;
+
+// P neighbouring pixels of a run, `lanes` channels; `tap` is the weights' step from one tap of a row to the next,
+// `taps` has the first tap of each of `count` rows.
+template <class T, class S, int K, int P>
+__attribute__((noinline)) void row_tile(const T* map, const T* weight, S* out, const PixelSteps& step, int64_t tap,
+                                        const PixelTap* taps, int64_t count, int lanes) {
+  using V = Vec<T>;
+  V acc[P];
+  unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p] = V::zero(); });
+  for (int64_t u = 0; u < count; ++u) {
+    const T *x = map + taps[u * K].map, *w = weight + taps[u * K].weight;
+    unroll<P + K - 1>([&](auto q) LGLD_INLINE_LAMBDA {
+      const V pixel = lanes == V::kLanes ? V::load(x) : V::load_partial(x, lanes);
+      x += step.map;
+      hide_origin(x);
+      unroll<P>([&](auto p) LGLD_INLINE_LAMBDA {
+        if constexpr (q.value >= p.value && q.value - p.value < K)
+          acc[p] = V::fma(pixel, V::broadcast(w[p * step.weight + (q - p) * tap]), acc[p]);
+      });
+    });
+  }
+  if (lanes == V::kLanes) {
+    unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store(out + p * step.out); });
+  } else {
+    unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store_partial(out + p * step.out, lanes); });
+  }
+}
+
+// A run of pixels and the taps that they all have. row_taps: so many taps at a time are rows of neighbours along the run, one
+// pixel of the map and `tap` elements of the weights apart; 0: none are.
+struct PixelRun {
+  PixelSteps step;
+  int64_t count;
+  const PixelTap* taps;
+  int64_t tap_count, row_taps, tap;
+};
+
+// Pixels of a run from number `p` on, kVectors vectors of channels.
+template <class T, class S, int kVectors>
+void pixel_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int last) {
+  const PixelSteps& step = run.step;
+  for (; p + kTilePixels <= run.count; p += kTilePixels)
+    pixel_tile<T, S, kTilePixels, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, run.taps,
+                                            run.tap_count, last);
+  for (; p < run.count; ++p)
+    pixel_tile<T, S, 1, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, run.taps,
+                                  run.tap_count, last);
+}
+
+// Pixels of a run from number `p` on, P at a time, where its taps are rows of 3, 5 or 7; returns the first pixel left.
+template <class T, class S, int P>
+int64_t row_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int lanes) {
+  const int64_t k = run.row_taps;
+  const auto tile = k == 3 ? row_tile<T, S, 3, P> : k == 5 ? row_tile<T, S, 5, P> : k == 7 ? row_tile<T, S, 7, P> : nullptr;
+  for (; tile != nullptr && p + P <= run.count; p += P)
+    tile(map + p * run.step.map, weight + p * run.step.weight, out + p * run.step.out, run.step, run.tap, run.taps,
+         run.tap_count / k, lanes);
+  return p;
+}
+
+template <class T, class S>
+void pixel_run(const T* map, const T* weight, S* out, const PixelRun& run, int64_t channels) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  int64_t c = 0;
+  for (; c + kTileVectors * kLanes <= channels; c += kTileVectors * kLanes)
+    pixel_tiles<T, S, kTileVectors>(map + c, weight, out + c, run, 0, kLanes);
+  for (; c < channels; c += kLanes) {
+    const int lanes = static_cast<int>(channels - c < kLanes ? channels - c : kLanes);
+    int64_t p = row_tiles<T, S, kRowPixels>(map + c, weight, out + c, run, 0, lanes);
+    p = row_tiles<T, S, kRowPixels / 2>(map + c, weight, out + c, run, p, lanes);
+    pixel_tiles<T, S, 1>(map + c, weight, out + c, run, p, lanes);
+  }
+}
+
+// One tap along one axis: the row (or column) of the map and of the weights that position 0 reads. Both move on with the
+// position, the map by the axis' `advance`, the weights by 1.
+struct AxisTap {
+  int64_t tap, map, weight;
+};
+static_assert(sizeof(AxisTap) == kAxisTapBytes, "plan.cpp sizes the lists by it");
+
+// Rows (or columns) of the map that exist: those of the tensor, or more in a copy with zeros around.
+struct Extent {
+  int64_t begin, end;
+};
+
+// Result rows (or columns) first, first + step, ... of a task, and their taps in order of what they read of the map.
+struct Axis {
+  int64_t count, first, step, advance;
+  Extent map;
+  int64_t tap_count;
+  const AxisTap* taps;
+};
+
+// Positions [begin, end) read inside the map with taps [first, last) and no others.
+struct Segment {
+  int64_t begin, end, first, last;
+};
+
+LGLD_INLINE Segment segment_at(const Axis& axis, int64_t position) {
+  const auto taps_at = [&](int64_t q) LGLD_INLINE_LAMBDA {
+    Segment s{q, q + 1, 0, axis.tap_count};
+    while (s.first < s.last && axis.taps[s.first].map + q * axis.advance < axis.map.begin) ++s.first;
+    while (s.first < s.last && axis.taps[s.last - 1].map + q * axis.advance >= axis.map.end) --s.last;
+    return s;
+  };
+  Segment s = taps_at(position);
+  for (; s.end < axis.count; ++s.end) {
+    const Segment next = taps_at(s.end);
+    if (next.first != s.first || next.last != s.last) break;
+  }
+  return s;
+}
+
+// Forward: row i of the result reads rows i * stride - pad + k * dilation of the map and row i of the weights.
+inline Axis forward_axis(AxisTap* taps, int64_t first, int64_t count, int64_t kernel, int64_t stride, int64_t pad,
+                         int64_t dilation, Extent map) {
+  for (int64_t k = 0; k < kernel; ++k) taps[k] = {k, first * stride - pad + k * dilation, first};
+  return {count, first, 1, stride, map, kernel, taps};
+}
+
+// grad_x: rows i of one phase (i mod stride) read row (i + pad - k * dilation) / stride of grad_y and of the weights where that
+// is whole.
+inline Axis grad_x_axis(AxisTap* taps, int64_t first, int64_t count, int64_t phase, int64_t kernel, int64_t stride, int64_t pad,
+                        int64_t dilation, Extent map) {
+  const int64_t start = first + phase;
+  int64_t found = 0;
+  for (int64_t k = kernel - 1; k >= 0; --k) {
+    const int64_t at = start + pad - k * dilation;
+    if (at % stride == 0) taps[found++] = {k, at / stride, at / stride};
+  }
+  return {ceil_div(count - phase, stride), start, stride, 1, map, found, taps};
+}
+
+// Every pixel of rows x columns, `channels` of each: rectangles of pixels that see the same taps, in runs along their longer
+// side.
+template <class T, class S>
+void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const T>& map,
+                 const Strided<const T>& weight, const Strided<S>& out, int64_t channels, PixelTap* taps) {
+  Segment r, c;
+  for (int64_t i = 0; i < rows.count; i = r.end) {
+    r = segment_at(rows, i);
+    for (int64_t j = 0; j < columns.count; j = c.end) {
+      c = segment_at(columns, j);
+      int64_t count = 0;
+      for (int64_t u = r.first; u < r.last; ++u)
+        for (int64_t v = c.first; v < c.last; ++v) {
+          const AxisTap &a = rows.taps[u], &b = columns.taps[v];
+          taps[count++] = {(a.map + r.begin * rows.advance) * map.row + (b.map + c.begin * columns.advance) * map.column,
+                           (a.tap * kernel_w + b.tap) * weight.channel + (a.weight + r.begin) * weight.row +
+                               (b.weight + c.begin) * weight.column};
+        }
+      const PixelSteps down{rows.advance * map.row, weight.row, rows.step * out.row};
+      const PixelSteps along{columns.advance * map.column, weight.column, columns.step * out.column};
+      const int64_t height = r.end - r.begin, width = c.end - c.begin;
+      const bool wide = width >= height;
+      const PixelSteps& line = wide ? down : along;
+      PixelRun run{wide ? along : down, wide ? width : height, taps, count, 0, 0};
+      const int64_t row_taps = c.last - c.first;
+      if (wide && row_taps > 1 && taps[1].map - taps[0].map == along.map) {
+        run.row_taps = row_taps;
+        run.tap = taps[1].weight - taps[0].weight;
+      }
+      S* corner =
+          out.data + (rows.first + r.begin * rows.step) * out.row + (columns.first + c.begin * columns.step) * out.column;
+      for (int64_t k = 0; k < (wide ? height : width); ++k)
+        pixel_run(map.data + k * line.map, weight.data + k * line.weight, corner + k * line.out, run, channels);
+    }
+  }
+}
+
+// Rows [row, row + rows) and columns [col, col + cols) of src, `channels` of them, widened to dst without gaps: pixel by pixel
+// where channels are neighbours, else plane by plane. Those outside src are zeros where `pads`, else they are left out. What is
+// returned addresses the copy by src's own rows and columns.
+template <class T, class S>
+Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t channels,
+                             bool pads, T* dst) {
+  using V = Vec<T>;
+  const int64_t top = clamp(row, 0, src.height), bottom = clamp(row + rows, top, src.height);
+  const int64_t left = clamp(col, 0, src.width), right = clamp(col + cols, left, src.width);
+  const int64_t top0 = pads ? row : top, left0 = pads ? col : left;
+  const int64_t height = pads ? rows : bottom - top, width = pads ? cols : right - left;
+  if (pads && (top > row || bottom < row + rows || left > col || right < col + cols)) {
+    int64_t k = 0;
+    const int64_t all = height * width * channels;
+    for (; k + V::kLanes <= all; k += V::kLanes) V::zero().store(dst + k);
+    V::zero().store_partial(dst + k, static_cast<int>(all - k));
+  }
+  const auto copy = [](T* to, const S* from, int64_t step, int64_t n) {
+    int64_t k = 0;
+    if (step == 1) {
+      for (; k + V::kLanes <= n; k += V::kLanes) V::load(from + k).store(to + k);
+      const int rest = static_cast<int>(n - k);
+      if (rest > 0) V::load_partial(from + k, rest).store_partial(to + k, rest);
+      return;
+    }
+    for (; k < n; ++k) to[k] = widened<T>(from[k * step]);
+  };
+  if (src.channel == 1) {
+    for (int64_t i = top; i < bottom; ++i)
+      for (int64_t j = left; j < right; ++j)
+        copy(dst + ((i - top0) * width + j - left0) * channels, src.data + i * src.row + j * src.column, 1, channels);
+    return {dst - (top0 * width + left0) * channels, 0, 1, width * channels, channels};
+  }
+  const int64_t plane = height * width;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t i = top; i < bottom; ++i)
+      copy(dst + c * plane + (i - top0) * width + left - left0, src.data + c * src.channel + i * src.row + left * src.column,
+           src.column, right - left);
+  return {dst - top0 * width - left0, 0, plane, width, 1};
+}
+
+}  // namespace
+}  // namespace lgld

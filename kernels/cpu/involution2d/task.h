@@ -1,0 +1,66 @@
+// What one task of a plan covers, and where its operands and results are.
+#pragma once
+#include "pack.h"
+
+namespace lgld {
+namespace {
+
+struct Task {
+  int64_t image, group, row, rows, col, cols;  // a tile of the result
+};
+
+Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t width) {
+  Task t;
+  t.col = index % p.col_tiles * p.col_tile;
+  index /= p.col_tiles;
+  t.row = index % p.row_tiles * p.row_tile;
+  index /= p.row_tiles;
+  t.group = index % p.shape.groups;
+  t.image = index / p.shape.groups;
+  t.rows = height - t.row < p.row_tile ? height - t.row : p.row_tile;
+  t.cols = width - t.col < p.col_tile ? width - t.col : p.col_tile;
+  return t;
+}
+
+template <class T>
+T* scratch_at(void* memory, int64_t bytes) {
+  return reinterpret_cast<T*>(static_cast<char*>(memory) + bytes);
+}
+
+// One image of a tensor from channel `channel` on, of the map's or of the result's size.
+template <class S>
+Planes<S> planes_of(const Strided<const S>& t, int64_t image, int64_t channel, int64_t height, int64_t width) {
+  return {t.data + image * t.batch + channel * t.channel, t.channel, t.row, t.column, height, width};
+}
+
+template <class S>
+S* corner_of(const Strided<S>& t, const Task& task, int64_t channel) {
+  return t.data + task.image * t.batch + channel * t.channel + task.row * t.row + task.col * t.column;
+}
+
+// Where a tile's results are computed: in the tensor, or in strips that go there at the end.
+template <class S>
+struct Target {
+  using T = Compute<S>;
+  T* data;
+  int64_t plane, row;
+
+  Target(T* at, int64_t plane_pitch, int64_t row_pitch) : data(at), plane(plane_pitch), row(row_pitch) {}
+
+  Target(const Involution2dPlan& p, const Strided<S>& result, const Task& t, int64_t channel, void* memory) {
+    if constexpr (std::is_same_v<S, T>) {
+      if (!p.stages_result) {
+        data = corner_of(result, t, channel), plane = result.channel, row = result.row;
+        return;
+      }
+    }
+    data = scratch_at<T>(memory, p.result_at), plane = p.result.plane_pitch, row = p.result.row_pitch;
+  }
+
+  void finish(const Involution2dPlan& p, const Strided<S>& result, const Task& t, int64_t channel, int64_t planes) const {
+    if (p.stages_result) unpack_planes(data, p.result, planes, t.rows, t.cols, result, corner_of(result, t, channel));
+  }
+};
+
+}  // namespace
+}  // namespace lgld

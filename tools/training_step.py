@@ -1,0 +1,63 @@
+"""Time and peak memory of LGLD-Net's training step, the published network and this package's, each in a fresh process.
+
+    python tools/training_step.py [--batch 8] [--size 224] [--steps 5] [--threads 2]
+
+Memory is the process's peak resident set above what it was when the network and its batch were made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+
+def measure(kind: str, batch: int, size: int, steps: int, threads: int) -> tuple[float, float]:
+    """Median seconds of a step after the first one, and the peak in MB above the start."""
+    import torch
+    import torch.nn.functional as F
+
+    import lgld_ops
+
+    torch.set_num_threads(threads)
+    network = lgld_ops.LGLDNet() if kind == "lgld_ops" else lgld_ops.reference.LGLDNet()
+    x, labels = torch.rand(batch, 3, size, size), torch.randint(0, 4, (batch,))
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before, seconds = peak(), []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        network.zero_grad()
+        F.cross_entropy(network(x), labels).backward()  # type: ignore[no-untyped-call]
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds[1:])[steps // 2], peak() - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    for name, default in (("batch", 8), ("size", 224), ("steps", 5), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--kind", choices=["reference", "lgld_ops"], help=argparse.SUPPRESS)
+    arguments = vars(parser.parse_args())
+    if kind := arguments.pop("kind"):
+        print(*measure(kind, **arguments))
+        return
+    options = [f"--{name}={value}" for name, value in arguments.items()]
+    found = {}
+    for kind in ("reference", "lgld_ops"):
+        done = subprocess.run(
+            [sys.executable, __file__, *options, f"--kind={kind}"], check=True, capture_output=True, text=True
+        )
+        seconds, megabytes = map(float, done.stdout.split())
+        found[kind] = seconds, megabytes
+        print(f"{kind:10} {1e3 * seconds:8.1f} ms a step, peak memory {megabytes:7.0f} MB")
+    (slow, large), (fast, small) = found["reference"], found["lgld_ops"]
+    print(f"lgld_ops is {slow / fast:.2f} times as fast, in {small / large:.0%} of the memory")
+
+
+if __name__ == "__main__":
+    main()
