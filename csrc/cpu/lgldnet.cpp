@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> lgldnet(const Tensor& x, const Tensor& parameters, in
                            static_cast<int64_t>(torch::stable::get_num_threads()));
   float* logits_at = static_cast<float*>(logits.mutable_data_ptr());
   float* features_at = static_cast<float*>(features.mutable_data_ptr());
-  run_lgldnet(kernels, lease, batch, 0, lease.plan().phases, [&](int64_t image) {
+  run_lgldnet(kernels, lease, batch, 0, kLgldnetStages, [&](int64_t image) {
     LgldnetCall call = lease.call();
     call.image = image_of(x, image), call.logits = logits_at + image * classes, call.features = features_at + image * channels;
     return call;
@@ -102,7 +102,7 @@ Tensor lgldnet_stage_times(const Tensor& x, const Tensor& parameters, int64_t ch
   for (int64_t r = 0; r < rounds; ++r)
     for (int stage = 0; stage < kLgldnetStages; ++stage) {
       const auto begin = Clock::now();
-      run_lgldnet_stage(kernels, lease, call, stage);
+      run_lgldnet(kernels, lease, 1, stage, stage + 1, [&](int64_t) { return call; });
       out[r * kLgldnetStages + stage] = std::chrono::duration<float>(Clock::now() - begin).count();
     }
   return seconds;

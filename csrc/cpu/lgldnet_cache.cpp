@@ -45,9 +45,18 @@ class Floats {
 
 struct LgldnetWorkspace {
   LgldnetWorkspace(const LgldnetPlan& plan, int64_t threads)
-      : workers(threads), scratch_pitch(plan.scratch), memory(plan.workspace + threads * plan.scratch) {}
+      : workers(threads),
+        scratch_pitch(plan.scratch),
+        memory(plan.workspace + threads * plan.scratch),
+        counters(new Counter[static_cast<size_t>(kLgldnetStages * threads)]) {}
+  // On lines of their own: each is written by one worker nearly always.
+  struct alignas(64) Counter {
+    std::atomic<uint64_t> drawn{0};
+  };
   int64_t workers, scratch_pitch;
   Floats memory;
+  std::unique_ptr<Counter[]> counters;
+  uint64_t turns = 1;
 };
 
 struct LgldnetSize {
@@ -163,6 +172,7 @@ LgldnetLease::~LgldnetLease() {
     for (const auto& size : network->sizes) known = known || size == size_;
   const int64_t bytes = workspace_->memory.bytes();
   if (!known || size_->idle.size() >= kMostIdle || c.idle_bytes + bytes > kMostIdleBytes) return;
+  if (workspace_->turns >> 31 != 0) return;  // turns have 32 bits in a counter
   size_->idle.push_back(std::move(workspace_));
   c.idle_bytes += bytes;
 }
@@ -182,6 +192,16 @@ LgldnetCall LgldnetLease::call() const {
 
 float* LgldnetLease::scratch(int64_t worker) const {
   return workspace_->memory.data() + size_->plan.workspace + worker * workspace_->scratch_pitch;
+}
+
+std::atomic<uint64_t>& LgldnetLease::drawn(int stage, int64_t worker) const {
+  return workspace_->counters[static_cast<size_t>(stage * workspace_->workers + worker)].drawn;
+}
+
+uint64_t LgldnetLease::take_turns(int64_t count) const {
+  const uint64_t first = workspace_->turns;
+  workspace_->turns += static_cast<uint64_t>(count);
+  return first;
 }
 
 void clear_lgldnet_cache() {

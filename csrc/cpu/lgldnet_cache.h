@@ -1,5 +1,6 @@
 // Packed weights, plans and workspaces of the networks in use: bounded, shared by all threads, droppable, safe after fork.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -25,6 +26,10 @@ class LgldnetLease {
   LgldnetCall call() const;  // without image and results
   int64_t workers() const;
   float* scratch(int64_t worker) const;
+  // How many of a worker's own tasks of a stage were drawn, in the lower half; the turn they belong to in the upper.
+  std::atomic<uint64_t>& drawn(int stage, int64_t worker) const;
+  // The first of `count` turns that no counter of this workspace has seen.
+  uint64_t take_turns(int64_t count) const;
 
  private:
   std::shared_ptr<LgldnetNetwork> network_;

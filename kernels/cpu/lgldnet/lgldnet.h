@@ -91,7 +91,8 @@ enum LgldnetStageName {
   kLgldnetStages
 };
 
-// A stage's tasks touch disjoint parts of its result. `phase` orders stages: a phase needs all of those before it.
+// A stage's tasks touch disjoint parts of its result. `phase`, which never falls from one stage to the next, orders them: a
+// phase needs all of those before it.
 struct LgldnetStage {
   const char* name;
   int phase;
