@@ -58,7 +58,8 @@ def errors(points: list[Fraction], outputs: int, taps: int) -> tuple[float, floa
         w *= mask[..., None, None]
 
     def direct(dtype: type) -> npt.NDArray[np.floating]:
-        xs, ws = x.astype(dtype), w.astype(dtype)
+        xs: npt.NDArray[np.floating] = x.astype(dtype)
+        ws: npt.NDArray[np.floating] = w.astype(dtype)
         windows = ((xs[:, u : u + outputs, v : v + outputs], ws[u, v]) for u in range(taps) for v in range(taps))
         return sum((np.matmul(part, weight) for part, weight in windows), np.zeros((), dtype))
 
