@@ -12,7 +12,7 @@ set(LGLD_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(LGLD_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)
 set(LGLD_FLAGS_neon "")
 
-file(GLOB LGLD_COMMON CONFIGURE_DEPENDS ${LGLD_KERNELS}/*.cpp ${LGLD_KERNELS}/*/plan.cpp)
+file(GLOB LGLD_COMMON CONFIGURE_DEPENDS ${LGLD_KERNELS}/*.cpp ${LGLD_KERNELS}/*/plan.cpp ${LGLD_KERNELS}/*/fold.cpp)
 file(GLOB LGLD_OP_FOLDERS CONFIGURE_DEPENDS ${LGLD_KERNELS}/*/kernels.cpp)
 add_library(lgld_cpu_kernels STATIC ${LGLD_COMMON})
 target_include_directories(lgld_cpu_kernels PRIVATE ${LGLD_KERNELS})

@@ -4,6 +4,7 @@
 LGLD-Net's, `LGLDNet` the network with them, `reference` the network as published, `build_info()` what runs here.
 `accelerate(model)` puts the ops into anybody's model, `compat` holds drop-ins for the public implementations of involution,
 `export_onnx` and `decompositions` lead to runtimes without the package.
+`fuse` makes one op of a trained network, which `load` reads back from a file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _native, reference
+from .fused import FusedLGLDNet, fuse, load
 from .info import build_info, version
 from .mixer import FourierFeatureMixer
 from .network import LGLDNet
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FourierFeatureMixer",
+    "FusedLGLDNet",
     "Involution2d",
     "LGLDNet",
     "Report",
@@ -35,7 +38,9 @@ __all__ = [
     "decompositions",
     "export_onnx",
     "fourier_feature_mixer",
+    "fuse",
     "involution2d",
+    "load",
     "reference",
 ]
 __version__ = version()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ _library, load_error = _load()
 def loaded() -> bool:
     """Whether the compiled CPU library is in use."""
     return _library is not None
+
+
+def library() -> ctypes.CDLL:
+    """The compiled library.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if _library is None:
+        raise RuntimeError(load_error)
+    return _library
 
 
 def active_variant() -> str | None:
@@ -96,18 +108,33 @@ def peak_mac_rate(dtype: str = "float32", seconds: float = 0.2, threads: int = 1
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', but is {dtype!r}")
+    probe = library().lgld_peak_multiply_adds
+    probe.restype = ctypes.c_double
+    return _together(threads, variant, lambda name: probe(name, ctypes.c_int(dtype == "float64"), ctypes.c_double(seconds)))
+
+
+def silu_rate(seconds: float = 0.2, threads: int = 1, variant: str | None = None) -> float:
+    """SiLUs per second that `threads` threads reach together in the first-level cache, as the fused network computes them.
+
+    Raises:
+        ValueError: `threads` is out of range.
+        RuntimeError: no compiled library, or the machine lacks the variant.
+    """
+    probe = library().lgld_peak_silus
+    probe.restype = ctypes.c_double
+    return _together(threads, variant, lambda name: probe(name, ctypes.c_double(seconds)))
+
+
+def _together(threads: int, variant: str | None, probe: Callable[[bytes], float]) -> float:
+    """Sum of the rates that `threads` threads find at the same time."""
     if threads < 1:
         raise ValueError(f"threads must be at least 1, but is {threads}")
-    if _library is None:
-        raise RuntimeError(load_error)
     name = variant or active_variant()
-    probe = _library.lgld_peak_multiply_adds
-    probe.restype = ctypes.c_double
     rates = [0.0] * threads
 
     def measure(index: int) -> None:
         # ctypes releases the interpreter lock for the time of the call.
-        rates[index] = probe(str(name).encode(), ctypes.c_int(dtype == "float64"), ctypes.c_double(seconds))
+        rates[index] = probe(str(name).encode())
 
     workers = [threading.Thread(target=measure, args=(index,)) for index in range(threads)]
     for worker in workers:

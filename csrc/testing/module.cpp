@@ -7,19 +7,19 @@
 #include <string>
 #include <type_traits>
 
-#include "kernels/cpu/variants.h"
+#include "csrc/testing/testing.h"
 
 namespace py = pybind11;
 
 namespace lgld {
-namespace {
-
 const CpuVariant& variant_named(const std::string& name) {
   const CpuVariant* variant = find_cpu_variant(name.c_str());
   if (variant == nullptr) throw std::invalid_argument("variant '" + name + "' is not in this build");
   if (!variant->supported()) throw std::invalid_argument("variant '" + name + "' needs " + variant->needs);
   return *variant;
 }
+
+namespace {
 
 py::list variants() {
   int count = 0;
@@ -111,6 +111,7 @@ PYBIND11_MODULE(_testing, m) {
   };
   define(0.0f);
   define(0.0);
+  define_lgldnet(m);
 }
 
 }  // namespace lgld

@@ -12,6 +12,7 @@ namespace lgld {
   extern const ElementwiseKernels elementwise_##name;   \
   extern const FfmKernels ffm_##name;                   \
   extern const Involution2dKernels involution2d_##name; \
+  extern const LgldnetKernels lgldnet_##name;           \
   extern const ProbeKernels probe_##name;
 
 LGLD_DECLARE(scalar)
@@ -41,7 +42,7 @@ bool has_avx512() {
 #endif
 
 #define LGLD_VARIANT_ROW(name, needs, supported) \
-  {#name, needs, supported, &elementwise_##name, &ffm_##name, &involution2d_##name, &probe_##name}
+  {#name, needs, supported, &elementwise_##name, &ffm_##name, &involution2d_##name, &lgldnet_##name, &probe_##name}
 
 const CpuVariant kVariants[] = {
 #if defined(__x86_64__)

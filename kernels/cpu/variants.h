@@ -3,6 +3,7 @@
 #include "elementwise/elementwise.h"
 #include "ffm/ffm.h"
 #include "involution2d/involution2d.h"
+#include "lgldnet/lgldnet.h"
 #include "probe/probe.h"
 
 namespace lgld {
@@ -14,6 +15,7 @@ struct CpuVariant {
   const ElementwiseKernels* elementwise;
   const FfmKernels* ffm;
   const Involution2dKernels* involution2d;
+  const LgldnetKernels* lgldnet;
   const ProbeKernels* probe;
 };
 

@@ -26,6 +26,10 @@ SCHEMAS = (
     " Tensor fourier_weight_imag, Tensor? bn_weight, Tensor? bn_bias, Tensor? running_mean, Tensor? running_var,"
     " bool training, float eps=1e-05, int stride=2, bool need_x=True)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    # x [B, in_channels, H, W] float32 or uint8, parameters [count] (lgld_ops.fused) -> logits [B, classes], features [B, C]
+    "lgldnet(Tensor x, Tensor parameters, int base_channels, int num_classes) -> (Tensor, Tensor)",
+    # The same run `rounds` times, one stage after the other -> seconds [rounds, stages]
+    "lgldnet_stage_times(Tensor x, Tensor parameters, int base_channels, int num_classes, int rounds) -> Tensor",
 )
 
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")

@@ -126,6 +126,8 @@ struct Vec<double> {
 
 LGLD_INLINE Vec<float> scale(Vec<float> a, Vec<float> n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 LGLD_INLINE Vec<double> scale(Vec<double> a, Vec<double> n) { return {_mm512_scalef_pd(a.v, n.v)}; }
+LGLD_INLINE Vec<float> scale_normal(Vec<float> a, Vec<float> n) { return scale(a, n); }
+LGLD_INLINE Vec<double> scale_normal(Vec<double> a, Vec<double> n) { return scale(a, n); }
 
 LGLD_INLINE __m512i bits(__m512 v) { return _mm512_castps_si512(v); }
 LGLD_INLINE __m512i bits(__m512d v) { return _mm512_castpd_si512(v); }

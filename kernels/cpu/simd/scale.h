@@ -23,5 +23,11 @@ LGLD_INLINE Vec<T> scale(Vec<T> a, Vec<T> n) {
   return a * V::power_of_two(n - near) * V::power_of_two(near);
 }
 
+// a * 2^n for integral n from -126 to 127 where the result is a normal number.
+template <class T>
+LGLD_INLINE Vec<T> scale_normal(Vec<T> a, Vec<T> n) {
+  return a * Vec<T>::power_of_two(n);
+}
+
 }  // namespace
 }  // namespace lgld

@@ -1,0 +1,391 @@
+"""LGLD-Net as one op: inference in float32 on the CPU, several times faster than the modules it was made from.
+
+>>> fast = lgld_ops.fuse(model)  # any module with the published structure: reference, ours, yours
+>>> logits = fast(x)  # x [B, in_channels, H, W], float32, values in [0, 1]
+>>> fast.save("cell.lgld", image_size=(224, 224), classes=["benign", "early"])
+>>> fast = lgld_ops.load("cell.lgld")
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _native
+from .canonical import NORMS, check_structure, flat, parameter_shapes, sizes_of
+from .ops.lgldnet import parameter_count
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["FusedLGLDNet", "Stage", "drop_workspaces", "fuse", "load", "plan", "stage_times"]
+
+FORMAT = "lgld_ops.fused"
+FORMAT_VERSION = 1
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+class FusedLGLDNet(nn.Module):
+    """LGLD-Net for inference, as `fuse` and `load` make it: the same call and results, one op inside.
+
+    The module keeps the published parameters only, as one tensor; what the kernels need is derived from it when it first
+    runs, so a pickle or a saved file works on every processor. It has no gradient and stays in eval mode. It may be called
+    from several threads at once, inside `torch.compile` and by `torch.export`.
+
+    Attributes:
+        in_channels, base_channels, num_classes: the network's sizes.
+        image_size: (height, width) the network was trained for, None where nobody said.
+        classes: one name per class in the order of the logits, None where nobody said.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        weights: Tensor,
+        in_channels: int,
+        base_channels: int,
+        num_classes: int,
+        *,
+        image_size: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if not _native.loaded():
+            raise RuntimeError(f"the fused network needs the compiled library, and there is none: {_native.load_error}")
+        count = parameter_count(in_channels, base_channels, num_classes)
+        if weights.shape != (count,):
+            raise ValueError(f"weights must have shape [{count}], but have {list(weights.shape)}")
+        self.in_channels, self.base_channels, self.num_classes = in_channels, base_channels, num_classes
+        self.image_size = _checked_image_size(image_size)
+        self.classes = _checked_classes(classes, num_classes)
+        self.register_buffer("weights", weights)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FusedLGLDNet:
+        """Only `train(False)`, which changes nothing.
+
+        Raises:
+            RuntimeError: `mode` is true.
+        """
+        if mode:
+            raise RuntimeError("a fused LGLD-Net is for inference only: train the network it was made from, then fuse it again")
+        return self
+
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.lgld_ops.lgldnet.default(x, self.weights, self.base_channels, self.num_classes)  # type: ignore[no-any-return]
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch.Tensor, but is a {type(x).__name__}")
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x must have shape [B, {self.in_channels}, H, W], but has {list(x.shape)}")
+        if x.dtype != torch.float32:
+            hint = "; predict() takes uint8" if x.dtype == torch.uint8 else ""
+            raise TypeError(f"x must be float32, but is {x.dtype}{hint}")
+        if x.shape[2] < 1 or x.shape[3] < 1:
+            raise ValueError(f"x must have at least one row and column, but has shape {list(x.shape)}")
+        self._check_device(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("x requires a gradient, and a fused LGLD-Net has none: use the network it was made from")
+
+    def _check_device(self, x: Tensor) -> None:
+        if x.device.type != "cpu" or self.weights.device.type != "cpu":
+            raise ValueError(f"x and the network must be on the CPU, but are on {x.device} and {self.weights.device}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, num_classes] of images x [B, in_channels, H, W], float32, values in [0, 1], any strides.
+
+        Raises:
+            TypeError: x is no tensor or not float32.
+            ValueError: x has another shape or is not on the CPU.
+            RuntimeError: x requires a gradient where gradients are on, or there is not enough memory.
+        """
+        self._check(x)
+        return self._run(x)[0]
+
+    def features(self, x: Tensor) -> Tensor:
+        """The pooled fused features [B, base_channels] of x [B, in_channels, H, W]: the head's mean over all pixels, which the
+        last layer reads. Raises as `forward`."""
+        self._check(x)
+        return self._run(x)[1]
+
+    def predict(self, images: Tensor | np.ndarray[Any, Any], *, layout: str | None = None) -> Tensor:
+        """Logits [B, num_classes] of uint8 images, 0 to 255; equal to `self(images / 255)` up to rounding.
+
+        Args:
+            images: uint8 [B, H, W, in_channels] or [B, in_channels, H, W], tensor or array.
+            layout: "NHWC" or "NCHW"; None takes the one whose number of channels fits.
+
+        Raises:
+            TypeError: images are no tensor or array, or not uint8.
+            ValueError: the shape fits no layout, or both and `layout` does not say which.
+        """
+        if not isinstance(images, Tensor):
+            # torch takes neither read-only memory nor negative strides.
+            shares = images.flags.writeable and all(stride >= 0 for stride in images.strides)
+            images = torch.as_tensor(images if shares else images.copy())
+        x = images
+        if x.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, but are {x.dtype}")
+        if layout not in (None, "NHWC", "NCHW"):
+            raise ValueError(f"layout must be 'NHWC', 'NCHW' or None, but is {layout!r}")
+        if x.dim() != 4:
+            raise ValueError(f"images must have 4 dimensions, but have shape {list(x.shape)}")
+        first, last = x.shape[1] == self.in_channels, x.shape[3] == self.in_channels
+        if layout is None and first and last:
+            raise ValueError(f"images of shape {list(x.shape)} may be NHWC or NCHW: layout must say which")
+        if not (last if layout == "NHWC" else first if layout == "NCHW" else first or last):
+            wanted = {"NHWC": f"[B, H, W, {self.in_channels}]", "NCHW": f"[B, {self.in_channels}, H, W]"}
+            shapes = wanted[layout] if layout else " or ".join(wanted.values())
+            raise ValueError(f"images must have shape {shapes}, but have {list(x.shape)}")
+        if layout == "NHWC" or (layout is None and last):
+            x = x.permute(0, 3, 1, 2)
+        if x.shape[2] < 1 or x.shape[3] < 1:
+            raise ValueError(f"images must have at least one row and column, but have shape {list(images.shape)}")
+        self._check_device(x)
+        return self._run(x)[0]
+
+    def canonical_state_dict(self) -> dict[str, Tensor]:
+        """The published network's state dict, as views of this module's weights (`num_batches_tracked` is zero)."""
+        state, at = {}, 0
+        for name, shape in parameter_shapes(self.in_channels, self.base_channels, self.num_classes).items():
+            count = math.prod(shape)
+            state[name] = self.weights[at : at + count].view(shape)
+            at += count
+        return state | {f"{name}.num_batches_tracked": torch.zeros((), dtype=torch.int64) for name in NORMS}
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image_size: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """Write a file that `lgld_ops.load` reads: safetensors with the published names, sizes, image size and class names.
+
+        Args:
+            path: the file; an existing one is replaced.
+            image_size: (height, width) to write; the module's own by default.
+            classes: class names to write; the module's own by default.
+
+        Raises:
+            ValueError: `classes` has another length than the logits, or a size is not positive.
+            OSError: the file cannot be written.
+        """
+        from safetensors.torch import save
+
+        size = self.image_size if image_size is None else _checked_image_size(image_size)
+        names = self.classes if classes is None else _checked_classes(classes, self.num_classes)
+        metadata = {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "in_channels": str(self.in_channels),
+            "base_channels": str(self.base_channels),
+            "num_classes": str(self.num_classes),
+            "eps": json.dumps(self.weights[-3:].tolist()),
+        }
+        if size is not None:
+            metadata["image_size"] = json.dumps(size)
+        if names is not None:
+            metadata["classes"] = json.dumps(names)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.canonical_state_dict().items()}
+        metadata["sha256"] = _digest(metadata, self.weights.detach().cpu())
+        # Beside it and then renamed: a reader sees the old file or the new one, never half of either.
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            partial.write_bytes(save({name: value.clone() for name, value in state.items()}, metadata))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def extra_repr(self) -> str:
+        """The network's sizes, as nn.Module prints them."""
+        return f"in_channels={self.in_channels}, base_channels={self.base_channels}, num_classes={self.num_classes}"
+
+
+def _checked_image_size(value: Sequence[int] | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    size = tuple(value)
+    if len(size) != 2 or not all(type(item) is int and item > 0 for item in size):
+        raise ValueError(f"image_size must be two positive ints, (height, width), but is {value!r}")
+    return size[0], size[1]
+
+
+def _checked_classes(value: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"classes must be a sequence of names, but is {value!r}")
+    if len(value) != num_classes:
+        raise ValueError(f"classes must name {num_classes} classes, but names {len(value)}")
+    return tuple(value)
+
+
+def _digest(metadata: Mapping[str, str], weights: Tensor) -> str:
+    """Of everything that matters: any altered byte of it is noticed."""
+    text = json.dumps({key: metadata[key] for key in sorted(metadata) if key != "sha256"})
+    return hashlib.sha256(text.encode() + weights.contiguous().numpy().tobytes()).hexdigest()
+
+
+def fuse(model: nn.Module, *, image_size: Sequence[int] | None = None, classes: Sequence[str] | None = None) -> FusedLGLDNet:
+    """An inference module that computes what `model.eval()` does, as one op.
+
+    The parameters are copied: later changes of `model` do not reach the result. BatchNorm is folded, the dilated convolutions
+    merged and transformed when it first runs; every step is exact but for rounding.
+
+    Args:
+        model: LGLD-Net: `lgld_ops.reference.LGLDNet`, `lgld_ops.LGLDNet`, or any module whose state dict has the published
+            names and shapes; any floating-point dtype, device and mode.
+        image_size: (height, width) the network was trained for, to be remembered by `save`.
+        classes: class names in the order of the logits, likewise.
+
+    Raises:
+        TypeError: `model` is no nn.Module.
+        ValueError: `model` has another structure, or base_channels is not a multiple of 4.
+        RuntimeError: the package has no compiled library.
+    """
+    if isinstance(model, FusedLGLDNet):
+        return FusedLGLDNet(
+            model.weights.detach().clone(),
+            model.in_channels,
+            model.base_channels,
+            model.num_classes,
+            image_size=model.image_size if image_size is None else image_size,
+            classes=model.classes if classes is None else classes,
+        )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")
+    # DataParallel, DistributedDataParallel and torch.compile wrap the network.
+    while (state := model.state_dict()) and (prefix := next(iter(state)).split(".")[0] + ".") in _WRAPPERS:
+        model = model.get_submodule(prefix[:-1])
+    sizes = sizes_of(state)
+    shapes = parameter_shapes(*sizes)
+    check_structure(model, shapes)
+    eps = [float(getattr(model.get_submodule(name), "eps", 1e-5)) for name in NORMS]
+    return FusedLGLDNet(flat(state, shapes, eps), *sizes, image_size=image_size, classes=classes)
+
+
+def load(path: str | os.PathLike[str]) -> FusedLGLDNet:
+    """The network in a file that `FusedLGLDNet.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        lgld_ops.checkpoint.CheckpointError: it is truncated, altered, of a newer format or of another kind; a ValueError.
+        RuntimeError: the package has no compiled library.
+    """
+    from .checkpoint import CheckpointError, _read_safetensors
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is no file; it must be one that FusedLGLDNet.save wrote")
+    with path.open("rb"):  # a file that may not be read is an OSError, not a damaged one
+        state, metadata = _read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not written by FusedLGLDNet.save (format is {metadata.get('format')!r}, must be {FORMAT!r}); weights of "
+            "a network are read by lgld_ops.checkpoint.load_network, and lgld_ops.fuse makes this of it"
+        )
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: format version is {metadata.get('format_version')!r}, this lgld_ops reads version {FORMAT_VERSION}"
+        )
+    try:
+        sizes = sizes_of(state)
+        if [metadata.get(key) for key in ("in_channels", "base_channels", "num_classes")] != [str(size) for size in sizes]:
+            raise ValueError("the sizes in its metadata are not those of its tensors")
+        weights = flat(state, parameter_shapes(*sizes), json.loads(metadata.get("eps", "null")))
+        if metadata.get("sha256") != _digest(metadata, weights):
+            raise ValueError("its checksum does not fit its contents")
+        image_size, classes = (json.loads(metadata.get(key, "null")) for key in ("image_size", "classes"))
+        return FusedLGLDNet(weights, *sizes, image_size=image_size, classes=classes)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: altered since FusedLGLDNet.save wrote it: {error}") from error
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the plan for one image size; what it moves is counted once, in bytes.
+
+    Attributes:
+        name: what it computes.
+        phase: stages of one phase run side by side, after all of the phases before.
+        tasks: pieces that threads take one by one.
+        multiply_adds, silus: arithmetic for one image.
+        bytes_read, bytes_written: maps, image and weights.
+    """
+
+    name: str
+    phase: int
+    tasks: int
+    multiply_adds: int
+    silus: int
+    bytes_read: int
+    bytes_written: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one image size is computed: the stages, and the bytes of workspace, of each thread's scratch and packed weights."""
+
+    stages: tuple[Stage, ...]
+    workspace: int
+    scratch: int
+    packed_weights: int
+
+
+def plan(network: FusedLGLDNet, height: int, width: int) -> Plan:
+    """The plan for images of that size on this machine's instruction set.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1, but are {height} and {width}")
+    library = _native.library()
+    geometry = (ctypes.c_int64 * 5)(network.in_channels, network.base_channels, network.num_classes, height, width)
+    row, name = (ctypes.c_int64 * 9)(), ctypes.c_char_p()
+    stages: list[Stage] = []
+    while library.lgld_lgldnet_stage(geometry, ctypes.c_int(len(stages)), ctypes.byref(name), row):
+        stages.append(Stage((name.value or b"").decode(), *row[:6]))
+    return Plan(tuple(stages), *row[6:9])
+
+
+def stage_times(network: FusedLGLDNet, x: Tensor, rounds: int = 20) -> Tensor:
+    """Seconds of each stage of `plan(network, H, W)` for the first image of x, one after the other: [rounds, stages]."""
+    network._check(x)
+    return torch.ops.lgld_ops.lgldnet_stage_times.default(  # type: ignore[no-any-return]
+        x, network.weights, network.base_channels, network.num_classes, rounds
+    )
+
+
+def drop_workspaces() -> None:
+    """Give back the memory that fused networks keep between calls: packed weights, plans, workspaces. The next call plans anew.
+
+    At most four networks, eight image sizes each and 512 MiB of idle workspaces are kept in any case.
+    """
+    if _native.loaded():
+        _native.library().lgld_lgldnet_clear()
+
+
+def cached() -> dict[str, int]:
+    """What is kept between calls: bytes, networks, plans and idle workspaces."""
+    size, counts = ctypes.c_int64(), (ctypes.c_int64 * 3)()
+    if _native.loaded():
+        _native.library().lgld_lgldnet_cached(ctypes.byref(size), counts)
+    return {"bytes": size.value, "networks": counts[0], "plans": counts[1], "workspaces": counts[2]}

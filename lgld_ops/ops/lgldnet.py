@@ -1,0 +1,61 @@
+"""The whole network as a torch op: shape rules. `lgld_ops.fused` is what users call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from .schemas import NAMESPACE
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _fake(name: str) -> Callable[[_F], _F]:
+    """`torch.library.register_fake` with a type."""
+    return cast("Callable[[_F], _F]", torch.library.register_fake(name))
+
+
+def parameter_count(in_channels: int, base_channels: int, num_classes: int) -> int:
+    """Length of the op's `parameters`: every tensor of the state dict but `num_batches_tracked`, and three eps."""
+    c, d = base_channels, base_channels // 4
+    local_stem = c * in_channels * 9 + c + d * c + d + d * d + d + 9 * d + 9 + 4 * c
+    global_stem = c + c * (in_channels + 4) + c + 4 * c
+    lfa = c * 9 + c + c * 25 + c + 2 * (c * c + c) + 2 * c * c
+    gce = 3 * (9 * c * c + c) + 3 * c * c + c + 2 * c * d + d + c
+    head = c * c + c + 4 * c + num_classes * c + num_classes
+    return local_stem + global_stem + lfa + gce + 4 * c + 2 + head + 3
+
+
+def _check(op: str, x: Tensor, parameters: Tensor, base_channels: int, num_classes: int) -> None:
+    def check(condition: Any, message: str) -> None:
+        torch._check(condition, lambda: f"{op}: {message}")
+
+    check(x.dim() == 4, f"x must have 4 dimensions, [batch, in_channels, height, width], but has shape {list(x.shape)}")
+    check(x.dtype in (torch.float32, torch.uint8), f"x must be float32, or uint8 with 255 for 1.0, but is {x.dtype}")
+    check(
+        base_channels >= 4 and base_channels % 4 == 0, f"base_channels must be a multiple of 4 from 4, but is {base_channels}"
+    )
+    check(num_classes >= 1, f"num_classes must be at least 1, but is {num_classes}")
+    check(parameters.dtype == torch.float32, f"parameters must be float32, but is {parameters.dtype}")
+    count = parameter_count(int(x.shape[1]), base_channels, num_classes)
+    check(
+        parameters.dim() == 1 and parameters.shape[0] == count,
+        f"parameters must be contiguous with shape [{count}] for {x.shape[1]} image channels, base_channels {base_channels} "
+        f"and num_classes {num_classes}, but has shape {list(parameters.shape)}",
+    )
+
+
+@_fake(f"{NAMESPACE}::lgldnet")
+def _lgldnet_fake(x: Tensor, parameters: Tensor, base_channels: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    _check("lgldnet", x, parameters, base_channels, num_classes)
+    batch = x.shape[0]
+    return parameters.new_empty(batch, num_classes), parameters.new_empty(batch, base_channels)
+
+
+@_fake(f"{NAMESPACE}::lgldnet_stage_times")
+def _stage_times_fake(x: Tensor, parameters: Tensor, base_channels: int, num_classes: int, rounds: int) -> Tensor:
+    _check("lgldnet_stage_times", x, parameters, base_channels, num_classes)
+    return parameters.new_empty(rounds, 8)

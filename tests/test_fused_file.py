@@ -1,0 +1,132 @@
+"""Files of a fused network: what is written comes back, and whatever is not such a file is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_fused import image, network_of
+
+import lgld_ops
+from lgld_ops import fuse
+from lgld_ops.checkpoint import CheckpointError, load_network
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "cell.lgld"
+    network = network_of(3, 8, 4)
+    network.head[1].eps = 0.01
+    fuse(network, image_size=(96, 128), classes=["a", "b", "ü", "d"]).save(path)
+    return path
+
+
+def test_comes_back_as_it_was(saved: Path) -> None:
+    fast = lgld_ops.load(saved)
+    network = network_of(3, 8, 4)
+    network.head[1].eps = 0.01
+    x = image(2, 3, 30, 20)
+    assert torch.equal(fast(x), fuse(network)(x))
+    assert (fast.image_size, fast.classes) == ((96, 128), ("a", "b", "ü", "d"))
+    assert (fast.in_channels, fast.base_channels, fast.num_classes) == (3, 8, 4)
+
+
+def test_without_metadata_of_the_data_set(tmp_path: Path) -> None:
+    fast = fuse(network_of(3, 8, 4))
+    fast.save(tmp_path / "plain")
+    again = lgld_ops.load(tmp_path / "plain")
+    assert (again.image_size, again.classes) == (None, None)
+    fast.save(tmp_path / "plain", image_size=(8, 9), classes=["1", "2", "3", "4"])
+    again = lgld_ops.load(str(tmp_path / "plain"))
+    assert (again.image_size, again.classes) == ((8, 9), ("1", "2", "3", "4"))
+    assert [file.name for file in tmp_path.iterdir()] == ["plain"]
+    with pytest.raises(ValueError, match="must name 4 classes"):
+        fast.save(tmp_path / "other", classes=["1"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_holds_the_published_state_dict(saved: Path, tmp_path: Path) -> None:
+    with safe_open(saved, "pt") as file:
+        assert set(file.keys()) == set(network_of(3, 8, 4).state_dict())
+        metadata = file.metadata()
+    assert json.loads(metadata["classes"]) == ["a", "b", "ü", "d"]
+    named = tmp_path / "cell.safetensors"
+    named.write_bytes(saved.read_bytes())
+    network, info = load_network(named)
+    assert (info.image_size, info.classes) == ((96, 128), ("a", "b", "ü", "d"))
+    assert network.head[6].out_features == 4
+
+
+@pytest.mark.parametrize("keep", [0, 5, 8, 100, 2000, -1])
+def test_truncated(saved: Path, keep: int) -> None:
+    data = saved.read_bytes()
+    saved.write_bytes(data[:keep])
+    with pytest.raises(CheckpointError, match="truncated, or not a safetensors file"):
+        lgld_ops.load(saved)
+
+
+@pytest.mark.parametrize("where", [0.3, 0.6, 0.999])
+def test_an_altered_weight(saved: Path, where: float) -> None:
+    data = bytearray(saved.read_bytes())
+    header = int.from_bytes(data[:8], "little") + 8
+    index = header + int((len(data) - header) * where)
+    data[index] ^= 0x10
+    saved.write_bytes(data)
+    with pytest.raises(CheckpointError, match="checksum does not fit"):
+        lgld_ops.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("classes", '["a","b","c","d"]', "checksum"),
+        ("image_size", "[96,96]", "checksum"),
+        ("eps", "[1,1,1]", "checksum"),
+        ("eps", "[1,1]", "altered"),
+        ("eps", "nonsense", "altered"),
+        ("sha256", "", "checksum"),
+        ("num_classes", "5", "sizes in its metadata"),
+        ("format_version", "2", "format version is '2', this lgld_ops reads version 1"),
+        ("format", "lgld_ops.other", "not written by FusedLGLDNet"),
+    ],
+)
+def test_altered_metadata(saved: Path, key: str, value: str, message: str) -> None:
+    with safe_open(saved, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    metadata[key] = value
+    save_file(tensors, saved, metadata)
+    with pytest.raises(CheckpointError, match=message):
+        lgld_ops.load(saved)
+
+
+def test_altered_tensors(saved: Path) -> None:
+    with safe_open(saved, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    for change, message in [
+        ({"head.0.bias": None}, "missing head.0.bias"),
+        ({"head.0.bias": torch.zeros(9)}, r"head\.0\.bias is \(9,\), must be \(8,\)"),
+        ({"more": torch.zeros(1)}, "unexpected more"),
+        ({"head.0.bias": torch.zeros(8, dtype=torch.int32)}, "not floating point"),
+    ]:
+        altered = {name: value for name, value in {**tensors, **change}.items() if value is not None}
+        save_file(altered, saved, metadata)
+        with pytest.raises(CheckpointError, match=message):
+            lgld_ops.load(saved)
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        lgld_ops.load(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="is no file"):
+        lgld_ops.load(tmp_path)
+    weights = tmp_path / "weights.safetensors"
+    save_file(network_of(3, 8, 4).state_dict(), weights)
+    with pytest.raises(CheckpointError, match="not written by FusedLGLDNet"):
+        lgld_ops.load(weights)
+    torch.save(network_of(3, 8, 4).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        lgld_ops.load(tmp_path / "weights.pth")
