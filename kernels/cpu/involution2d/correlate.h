@@ -23,22 +23,52 @@ struct DenseMap {
   const M* data;
   int64_t row_pitch, plane_pitch;
   int first_row, last_row, first_column, last_column;
+  unsigned before, after;  // kAligned: masks of what is inside the map on either side of the middle vector
 };
 
 // Stands for a row outside the map.
 template <class M>
 alignas(64) const M kZeroRow[2 * Vec<Compute<M>>::kLanes] = {};
 
+// How a tile reads its columns. kEdge: it has fewer than a vector or leaves the map. kAligned: those under its middle taps are
+// an aligned vector inside the map.
+enum class Columns { kInside, kEdge, kAligned };
+
+// A Window from three aligned loads, each of one cache line, where a Window's own two would be of two lines each.
+template <class T, int K>
+struct AlignedWindow {
+  static constexpr int kLanes = Vec<T>::kLanes, kMiddle = K / 2;
+  const T* middle_at;
+  unsigned after;
+  Vec<T> before, middle;
+  static LGLD_INLINE AlignedWindow load(const T* p, const DenseMap<T>& map) {
+    const T* at = p + kMiddle;
+    return {at, map.after, Vec<T>::load_masked(at - kLanes, map.before), Vec<T>::load(at)};
+  }
+  template <int kShift>
+  LGLD_INLINE Vec<T> at() const {
+    if constexpr (kShift < kMiddle) return Window<T>{before, middle}.template at<kLanes - kMiddle + kShift>();
+    if constexpr (kShift == kMiddle) return middle;
+    if constexpr (kShift > kMiddle)
+      return Window<T>{middle, Vec<T>::load_masked(middle_at + kLanes, after)}.template at<kShift - kMiddle>();
+  }
+};
+
 // Row r of the map under a block of output rows: the taps of window row r - m for the output rows m in [kFirst, kLast).
-// weight[m] moves on by `tap_stride` a tap. kEdge: the tile has fewer columns than a vector or leaves the map.
-template <class T, int K, int kFirst, int kLast, bool kEdge, class M, class W>
+// weight[m] moves on by `tap_stride` a tap.
+template <class T, int K, int kFirst, int kLast, Columns kColumns, class M, class W>
 LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t plane_pitch, const W* (&weight)[kRowBlock],
                                int64_t tap_stride, int lanes, Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   using V = Vec<T>;
-  Window<T> x[kChannelBlock];
+  constexpr bool kEdge = kColumns == Columns::kEdge;
+  std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>, Window<T>> x[kChannelBlock];
   unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
     const M* p = row + c * plane_pitch;
-    x[c] = kEdge ? Window<T>::load_within(p, map.first_column, map.last_column) : Window<T>::load(p);
+    if constexpr (kColumns == Columns::kAligned) {
+      x[c] = AlignedWindow<T, K>::load(p, map);
+    } else {
+      x[c] = kEdge ? Window<T>::load_within(p, map.first_column, map.last_column) : Window<T>::load(p);
+    }
   });
   unroll<K>([&](auto v) LGLD_INLINE_LAMBDA {
     V w[kRowBlock];
@@ -59,7 +89,7 @@ LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t pla
 }
 
 // acc[m][c] = sum over a dense K x K window at stride 1; weight[m] is the first tap's weight of output row m.
-template <class T, int K, bool kEdge, class M, class W>
+template <class T, int K, Columns kColumns, class M, class W>
 LGLD_INLINE void dense_tile(const DenseMap<M>& map, const W* (&weight)[kRowBlock], int64_t tap_stride, int lanes,
                             Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   constexpr int kSteady = K >= kRowBlock ? K - kRowBlock + 1 : 0;  // map rows that all output rows of the block share
@@ -68,9 +98,9 @@ LGLD_INLINE void dense_tile(const DenseMap<M>& map, const W* (&weight)[kRowBlock
   const auto row = [&](auto r) LGLD_INLINE_LAMBDA {
     constexpr int first = r.value >= K ? r.value - K + 1 : 0;
     constexpr int last = r.value < kRowBlock ? r.value + 1 : kRowBlock;
-    const bool outside = kEdge && (index < map.first_row || index >= map.last_row);
-    dense_tap_row<T, K, first, last, kEdge>(map, outside ? kZeroRow<M> : at, outside ? 0 : map.plane_pitch, weight, tap_stride,
-                                            lanes, acc);
+    const bool outside = kColumns == Columns::kEdge && (index < map.first_row || index >= map.last_row);
+    dense_tap_row<T, K, first, last, kColumns>(map, outside ? kZeroRow<M> : at, outside ? 0 : map.plane_pitch, weight,
+                                               tap_stride, lanes, acc);
     at += map.row_pitch;
     ++index;
     hide_origin(at);
@@ -188,7 +218,7 @@ struct Corner {
 };
 
 // Not inlined: the tile needs every general register for its own addresses.
-template <int K, bool kEdge, class M, class W, class S>
+template <int K, Columns kColumns, class M, class W, class S>
 __attribute__((noinline)) void dense_corner(const DenseMap<M>& map, const W* const* weights, int64_t tap_stride,
                                             const Corner<S>& out) {
   using T = Compute<S>;
@@ -197,7 +227,7 @@ __attribute__((noinline)) void dense_corner(const DenseMap<M>& map, const W* con
   unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w[m] = weights[m]; });
   V acc[kRowBlock][kChannelBlock];
   unroll<kRowBlock * kChannelBlock>([&](auto k) LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
-  dense_tile<T, K, kEdge>(map, w, tap_stride, out.lanes, acc);
+  dense_tile<T, K, kColumns>(map, w, tap_stride, out.lanes, acc);
   // Every accumulator is used on both sides of the branch. Were each store guarded by itself, the compiler would sink the
   // multiply-adds into the guards, behind all of the loads, and spill those.
   if (out.rows == kRowBlock && out.channels == kChannelBlock && out.lanes == V::kLanes) {
@@ -244,7 +274,15 @@ LGLD_INLINE DenseMap<M> tile_at(const MapView<M>& map, int64_t i, int64_t j, int
           within(map.first_row - i, rows),
           within(map.last_row - i, rows),
           within(map.first_column - j, kWidth),
-          within(map.last_column - j, kWidth)};
+          within(map.last_column - j, kWidth),
+          0,
+          0};
+}
+
+template <class T>
+LGLD_INLINE bool is_aligned(const T* p, int64_t row_pitch, int64_t plane_pitch) {
+  constexpr int64_t kLine = 64;
+  return reinterpret_cast<uintptr_t>(p) % kLine == 0 && (row_pitch | plane_pitch) * sizeof(T) % kLine == 0;
 }
 
 // Columns [0, cols) of rows [0, rows) of `channels` <= kChannelBlock result planes.
@@ -260,11 +298,25 @@ void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int6
       // Rows behind the last repeat it, so that they read memory that exists; they are not stored.
       const W* w[kRowBlock];
       for (int m = 0; m < kRowBlock; ++m) w[m] = weight.data + (m < tile_rows ? i + m : rows - 1) * weight.row + j;
-      const DenseMap<M> tile = tile_at(map, i, j, kMapRows);
+      DenseMap<M> tile = tile_at(map, i, j, kMapRows);
       const bool inside =
           tile.first_row == 0 && tile.last_row == kMapRows && tile.first_column == 0 && tile.last_column == kWidth;
       const bool whole = inside && (weight.slack || lanes == Vec<T>::kLanes);
-      const auto corner = whole ? dense_corner<K, false, M, W, S> : dense_corner<K, true, M, W, S>;
+      auto corner = whole ? dense_corner<K, Columns::kInside, M, W, S> : dense_corner<K, Columns::kEdge, M, W, S>;
+      // With K = 3 the tile loads (48 unaligned + 36) vectors, 132 cache lines, for 144 multiply-adds; with larger windows
+      // there are more multiply-adds to hide the loads.
+      if constexpr (kMaskedWindows && K == 3 && std::is_same_v<M, T>) {
+        constexpr int kLanes = Vec<T>::kLanes;
+        const int64_t before = j + 1 - map.first_column, after = map.last_column - j - 1 - kLanes;
+        const bool rows_inside = tile.first_row == 0 && tile.last_row == kMapRows;
+        if (rows_inside && before >= 0 && after >= 0 && (weight.slack || lanes == kLanes) &&
+            is_aligned(tile.data + 1, tile.row_pitch, tile.plane_pitch)) {
+          constexpr unsigned kAll = (1u << kLanes) - 1;
+          tile.before = kAll & ~(kAll >> clamp(before, 0, kLanes));
+          tile.after = kAll & ((1u << clamp(after, 0, kLanes)) - 1);
+          corner = dense_corner<K, Columns::kAligned, M, W, S>;
+        }
+      }
       corner(tile, w, weight.tap, {out + i * out_row + j, out_row, out_plane, tile_rows, static_cast<int>(channels), lanes});
     }
   }

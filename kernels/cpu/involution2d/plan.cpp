@@ -83,7 +83,7 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
   const int64_t tile_rows = p.dense ? round_up(p.row_tile, k.row_block) : p.row_tile;
   const StripLayout tile = make_strip(tile_rows, 1, 0, 0, p.col_tile, lanes, element);
   if (p.channels_last) {
-    // Rows and columns of the map that a tile reads, as below; those outside the map are not copied.
+    // Rows and columns of the map that a tile reads, as below. Of those outside the map a copy has zeros or nothing.
     const auto span = [&](int64_t result, int64_t reach, int64_t stride) {
       return grad_x ? (result - 1 + reach) / stride + 2 : (result - 1) * stride + reach + 1;
     };
