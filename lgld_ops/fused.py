@@ -38,6 +38,10 @@ _WRAPPERS = ("module.", "_orig_mod.")
 class FusedLGLDNet(nn.Module):
     """LGLD-Net for inference, as `fuse` and `load` make it: the same call and results, one op inside.
 
+    Images [B, in_channels, H, W] in [0, 1], float32, any B, H and W -> logits [B, num_classes]. Source: A. Palai, A. Dasgupta
+    et al., ICITA 2025, DOI 10.1007/978-3-032-21174-3_28; kernels/cpu/lgldnet/lgldnet.h names the identities. A wrong shape or
+    device is a ValueError, a wrong dtype a TypeError, training a RuntimeError.
+
     The module keeps the published parameters only, as one tensor; what the kernels need is derived from it when it first
     runs, so a pickle or a saved file works on every processor. It has no gradient and stays in eval mode. It may be called
     from several threads at once, inside `torch.compile` and by `torch.export`.
