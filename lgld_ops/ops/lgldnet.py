@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .involution import _fake
 from .schemas import NAMESPACE
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _fake(name: str) -> Callable[[_F], _F]:
-    """`torch.library.register_fake` with a type."""
-    return cast("Callable[[_F], _F]", torch.library.register_fake(name))
 
 
 def parameter_count(in_channels: int, base_channels: int, num_classes: int) -> int:
