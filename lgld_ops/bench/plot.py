@@ -51,6 +51,7 @@ def write_plot(path: Path, where: Mapping[str, Any], comparisons: Sequence[Compa
         raise ValueError("comparisons must not be empty")
     if (missing := MATPLOTLIB()) is not None:
         raise RuntimeError(f"a plot {missing}")
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -82,4 +83,5 @@ def write_plot(path: Path, where: Mapping[str, Any], comparisons: Sequence[Compa
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     threads = sorted({comparison.threads for comparison in comparisons})
     figure.suptitle(header(where, threads), fontsize=8, x=0.01, ha="left")
-    figure.savefig(path, dpi=150)
+    with rc_context({"svg.fonttype": "none"}):  # text that can be searched
+        figure.savefig(path, dpi=150)

@@ -96,7 +96,7 @@ def error_text(entry: Entry) -> str:
     verdict = entry.verdict
     if verdict is None or not verdict.tensor:
         return ""
-    factor = f" ({verdict.error / verdict.eager_error:.1f}x)" if verdict.eager_error > 0 else ""
+    factor = f" ({times(verdict.error / verdict.eager_error)}x)" if verdict.eager_error > 0 else ""
     return f"{verdict.error:.1e}{factor}"
 
 
@@ -145,18 +145,19 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     """One row per opponent. Where equivalence was not proved, the reasons instead of times and ratios."""
     table = Table(title=title(comparison), title_justify="left", title_style="bold", expand=False)
     table.add_column("", no_wrap=True)
-    for heading in ("median ms", "min ms", "ours x", "error (x eager's)", "peak MB"):
+    with_peak = any(entry.peak_bytes is not None for entry in comparison.contestants)
+    for heading in ("median ms", "min ms", "ours x", "error (x eager's)", *(["peak MB"] if with_peak else [])):
         table.add_column(heading, justify="right")
     for entry in comparison.contestants:
         role = entry.opponent.role
         name = Text(entry.name, style="bold green" if role == "ours" else "")
         if comparison.proved and entry.timed:
             ratio = "1" if role == "ours" else times(comparison.speed_up(entry))
-            peak = "" if entry.peak_bytes is None else f"{entry.peak_bytes / 1e6:.0f}"
-            table.add_row(name, milliseconds(entry.median), milliseconds(entry.minimum), ratio, error_text(entry), peak)
+            peak = [] if entry.peak_bytes is None else [f"{entry.peak_bytes / 1e6:.0f}"]
+            table.add_row(name, milliseconds(entry.median), milliseconds(entry.minimum), ratio, error_text(entry), *peak)
         else:
             status = "" if entry.status in ("ok", "waiting") else entry.status
-            table.add_row(name, Text(status, style="red"), "", "", error_text(entry), "")
+            table.add_row(name, Text(status, style="red"), "", "", error_text(entry))
     lines: list[RenderableType] = [table, *(Text(line, style="dim") for line in floor_lines(comparison))]
     for entry in comparison.entries:
         if entry.reason and entry.status in ("unavailable", "failed"):

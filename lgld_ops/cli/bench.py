@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lgld_ops.bench.opponents import Opponent
 
 DEFAULT_SHAPES = ("lgld", "rednet56")
+WIDTH = 110
 
 
 def _counts(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -105,6 +106,8 @@ def _run(
     from lgld_ops.bench.stages import stage_table
 
     out = Console()
+    if out.width < WIDTH:  # a table wrapped by a narrow terminal can be read, cut figures can't
+        out = Console(width=WIDTH)
     comparisons: list[Comparison] = []
     figures: list[dict[str, Any]] = []
     where: dict[str, Any] = {}

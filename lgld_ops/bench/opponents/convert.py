@@ -42,7 +42,8 @@ class _SlicedFusion(reference.LGFM):
 
     def forward(self, local_map: Tensor, global_map: Tensor) -> Tensor:
         w = self.fc(torch.cat([local_map, global_map], dim=1)).view(-1, 2, 1, 1)
-        return w[:, 0:1] * local_map + w[:, 1:2] * global_map
+        fused: Tensor = w[:, 0:1] * local_map + w[:, 1:2] * global_map
+        return fused
 
 
 class _SlicedLGLDNet(reference.LGLDNet):
