@@ -48,7 +48,10 @@ ISA_VARIABLES: dict[str, dict[str, str]] = {
         "TORCHINDUCTOR_CPP_MARCH": "x86-64-v2",
     },
 }
-"""What limits torch, oneDNN, MKL, the compiler and lgld_ops to an instruction set. The others' lowest is SSE4.1."""
+"""What limits torch, oneDNN, MKL, the compiler and lgld_ops to an instruction set; the others' lowest is SSE4.1.
+
+OpenVINO 2026.4's convolutions are oneDNN's and follow; four element-wise nodes of LGLD-Net stay in AVX-512, as its runtime
+model says. ONNX Runtime and ncnn choose by the processor alone."""
 
 
 @dataclass(frozen=True)

@@ -147,9 +147,14 @@ opponent("ONNX Runtime", "network", modes=(FORWARD,), requires=ONNX_RUNTIME, lim
     runs(LGLD_NET, run_onnx_runtime)
 )
 opponent("OpenVINO f32", "network", modes=(FORWARD,), requires=OPENVINO)(runs(LGLD_NET, run_openvino))
-opponent("OpenVINO bf16", "network", modes=(FORWARD,), requires=(*OPENVINO, bfloat16), relative_error=BF16_ERROR)(
-    runs(LGLD_NET, run_openvino, "bf16")
-)
+opponent(
+    "OpenVINO bf16",
+    "network",
+    modes=(FORWARD,),
+    requires=(*OPENVINO, bfloat16),
+    limited_by_variables=False,
+    relative_error=BF16_ERROR,
+)(runs(LGLD_NET, run_openvino, "bf16"))
 opponent("ncnn", "network", modes=(FORWARD,), requires=NCNN, limited_by_variables=False, error_factor=NCNN_ERROR_FACTOR)(
     runs(LGLD_NET, run_ncnn)
 )
