@@ -126,8 +126,8 @@ class Prepared:
         self.inner = max(1, round(sample_seconds / max(self.call_seconds, 1e-9)))
 
     def turn(self) -> float:
-        """One sample. Calls before it wake the thread pool and fill the caches that other opponents used meanwhile: a first
-        call of OpenVINO, 29 ms, takes 10 ms longer than the next."""
+        """One sample. Calls before it wake the thread pool and fill the caches that other opponents used meanwhile:
+        without them OpenVINO's median for LGLD-Net on two threads was 39 ms, its minimum 29 ms."""
         if self.call_seconds < _NEEDS_NO_SETTLING_SECONDS:
             settled = 0.0
             while settled < _SETTLED_SECONDS:
