@@ -275,10 +275,10 @@ def plan(network: FusedLGLDNet, height: int, width: int) -> Plan:
     """The plan for images of that size on this machine's instruction set.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size is not positive, or the image has more than 2^28 pixels.
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be at least 1, but are {height} and {width}")
+    if height < 1 or width < 1 or height * width > 2**28:
+        raise ValueError(f"height and width must be at least 1 and at most 2^28 pixels together, but are {height} and {width}")
     library = _native.library()
     geometry = (ctypes.c_int64 * 5)(network.in_channels, network.base_channels, network.num_classes, height, width)
     row, name = (ctypes.c_int64 * 9)(), ctypes.c_char_p()
