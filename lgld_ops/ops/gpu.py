@@ -1,0 +1,111 @@
+"""What the ops run on CUDA tensors where the compiled library does not register itself: Triton, or the plain formulation.
+
+Nothing is looked up before a CUDA tensor arrives, so that importing the package imports no Triton.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _gpu
+from . import ffm, involution
+from .schemas import LIBRARY, NAMESPACE
+
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def device_of(t: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Makes t's GPU the current one, where Triton launches; on the CPU (Triton's interpreter) nothing."""
+    return torch.cuda.device_of(t) if t.is_cuda else contextlib.nullcontext()
+
+
+def _check_dtype(op: str, name: str, t: Tensor) -> None:
+    if t.dtype not in _KERNEL_DTYPES:
+        raise RuntimeError(f"{op}: {name} must be float32, float64, float16 or bfloat16, but is {t.dtype}")
+
+
+# --- Triton: checked and allocated by the ops' own shape rules, computed by kernels/triton -----------------------------
+
+
+def _involution2d(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    _check_dtype("involution2d", "x", x)
+    y = involution._involution2d_fake(x, weight, *arguments)
+    with device_of(x):
+        _gpu.triton_kernels().involution2d.forward(x, weight, y, *arguments)
+    return y
+
+
+def _involution2d_grad_x(grad_y: Tensor, weight: Tensor, height: int, width: int, *arguments: Any) -> Tensor:
+    _check_dtype("involution2d_grad_x", "grad_y", grad_y)
+    grad_x = involution._involution2d_grad_x_fake(grad_y, weight, height, width, *arguments)
+    with device_of(grad_y):
+        _gpu.triton_kernels().involution2d.grad_x(grad_y, weight, grad_x, *arguments)
+    return grad_x
+
+
+def _involution2d_grad_weight(grad_y: Tensor, x: Tensor, *arguments: Any) -> Tensor:
+    _check_dtype("involution2d_grad_weight", "grad_y", grad_y)
+    grad_weight = involution._involution2d_grad_weight_fake(grad_y, x, *arguments)
+    with device_of(x):
+        _gpu.triton_kernels().involution2d.grad_weight(grad_y, x, grad_weight, *arguments)
+    return grad_weight
+
+
+def _fourier_feature_mixer(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    results = ffm._fake(x, *arguments)
+    with device_of(x):
+        _gpu.triton_kernels().ffm.forward(x, *arguments, *results)
+    return results
+
+
+def _fourier_feature_mixer_backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    gradients = ffm._backward_fake(grad_y, x, *arguments)
+    with device_of(x):
+        _gpu.triton_kernels().ffm.backward(grad_y, x, *arguments, gradients)
+    return gradients
+
+
+TRITON: dict[str, Callable[..., Any]] = {
+    "involution2d": _involution2d,
+    "involution2d_grad_x": _involution2d_grad_x,
+    "involution2d_grad_weight": _involution2d_grad_weight,
+    "fourier_feature_mixer": _fourier_feature_mixer,
+    "fourier_feature_mixer_backward": _fourier_feature_mixer_backward,
+}
+REFERENCE: dict[str, Callable[..., Any]] = involution.PLAIN | ffm.PLAIN
+
+
+def complete(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+    """All arguments of an op in the schema's order: where a default applies the dispatcher leaves the argument out."""
+    schema = getattr(torch.ops.lgld_ops, name).default._schema.arguments
+    given = dict(zip((a.name for a in schema), arguments, strict=False)) | named
+    return tuple(_pair(a, given.get(a.name, a.default_value)) for a in schema)
+
+
+def _pair(argument: Any, value: Any) -> Any:
+    return (value, value) if str(argument.type) == "List[int]" and isinstance(value, int) else value
+
+
+@functools.cache
+def _implementation(name: str) -> Callable[..., Any]:
+    # With the CUDA library in use only what it lacks comes here.
+    table = REFERENCE if _gpu.choice().backend == "reference" or (not _gpu.library_error and _gpu.triton_error()) else TRITON
+    return table[name]
+
+
+def _register(name: str) -> None:
+    def run(*arguments: Any, **named: Any) -> Any:
+        return _implementation(name)(*complete(name, arguments, named))
+
+    LIBRARY.impl(name, run, "CUDA")
+
+
+for _name in TRITON:
+    if _gpu.library_error or not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{_name}", "CUDA"):
+        _register(_name)
