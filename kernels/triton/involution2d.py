@@ -88,7 +88,7 @@ def _weighted_sum(
     if UNROLL_H > 0:
         TAPS: tl.constexpr = UNROLL_H * UNROLL_W
         w_ptr += b * w_sb + g * TAPS * w_sc
-        weights, w_at, a_at, found = (), (), (), ()
+        weights, w_at, a_at, found, weighted = (), (), (), (), ()
         for t in tl.static_range(TAPS):
             row, column, exists = _source(
                 i, j, t // UNROLL_W, t % UNROLL_W, a_h, a_w, SH, SW, PH, PW, DH, DW, TRANSPOSED
@@ -99,8 +99,13 @@ def _weighted_sum(
                 w_at += (row * w_sh + column * w_sw,)
             else:
                 w_at += (i * w_sh + j * w_sw,)
+            # Where y's window leaves x, the weight is multiplied with 0: a NaN there stays one.
+            if TRANSPOSED:
+                weighted += (found[t],)
+            else:
+                weighted += (inside,)
             if CHANNELS == 1:
-                weights += (load(w_ptr + t * tl.cast(w_sc, tl.int64) + w_at[t], found[t], ARITHMETIC),)
+                weights += (load(w_ptr + t * tl.cast(w_sc, tl.int64) + w_at[t], weighted[t], ARITHMETIC),)
         within = tl.cast(tl.arange(0, CHANNELS)[None, :], INDEX)
         for c in range(first, last, CHANNELS):
             there = c + tl.arange(0, CHANNELS)[None, :] < last
@@ -110,7 +115,7 @@ def _weighted_sum(
                 if CHANNELS == 1:
                     total += weights[t] * load(a_base + a_at[t], found[t], ARITHMETIC)
                 else:
-                    weight = load(w_ptr + t * tl.cast(w_sc, tl.int64) + w_at[t], found[t], ARITHMETIC)
+                    weight = load(w_ptr + t * tl.cast(w_sc, tl.int64) + w_at[t], weighted[t], ARITHMETIC)
                     total += weight * load(a_base + (a_at[t] + within * a_sc), there & found[t], ARITHMETIC)
             store(out_ptr + tl.cast(c, tl.int64) * o_sc + (out_at + within * o_sc), total, there & inside)
     else:
