@@ -344,6 +344,14 @@ def _forward(
         store(y_ptr + c * y_sc + to, u / (1 + tl.exp(-u)), inside & there)
 
 
+@triton.jit
+def _slot_sum(values, slot, start, SLOTS: tl.constexpr):
+    """Sums over pixels of [PIXELS, channels], each in its channel's slot; one dimension, so that lanes share the slots out."""
+    if values.shape[1] == SLOTS:
+        return tl.sum(values, axis=0).to(tl.float64)
+    return tl.where(slot == start, tl.sum(values).to(tl.float64), 0.0)
+
+
 @triton.jit(do_not_specialize_on_alignment=["out_w", "pixels"])
 def _backward(
     g_ptr, x_ptr, tables_ptr, centre_ptr, slope_ptr, offset_ptr, partial_ptr, projected_ptr,
@@ -359,12 +367,12 @@ def _backward(
         return
     FEATURES: tl.constexpr = INPUTS + 4
     task, block = tl.cast(n % tasks, tl.int64), tl.cast(n // tasks, tl.int64)
-    slot = tl.arange(0, SLOTS)[None, :]
+    slot = tl.arange(0, SLOTS)
     lane = tl.arange(0, CHANNELS)[None, :]
     c_first = block * SLOTS
     sums = ()
     for _ in tl.static_range(FEATURES + 1):
-        sums += (tl.zeros([1, SLOTS], tl.float64),)
+        sums += (tl.zeros([SLOTS], tl.float64),)
     first = task * tiles_per_task
     for tile in range(first, tl.minimum(first + tiles_per_task, tiles)):
         p = ((tile % tiles_per_image).to(INDEX) * PIXELS + tl.arange(0, PIXELS).to(INDEX))[:, None]
@@ -388,16 +396,10 @@ def _backward(
             g = load(g_ptr + b * g_sb + (c_first + start) * g_sc + g_at, inside & there, ARITHMETIC)
             # SiLU' = s (1 + u (1 - s)). Beyond the tile and the channels g is 0, but u may be anything.
             g = tl.where(inside & there, g * sigmoid * (1 + u * (1 - sigmoid)), 0)
-            if CHANNELS == SLOTS:
-                new = (sums[0] + tl.sum(g, axis=0, keep_dims=True).to(tl.float64),)
-                for k in tl.static_range(FEATURES):
-                    new += (sums[k + 1] + tl.sum(_finite(g, f[k], inside), axis=0, keep_dims=True).to(tl.float64),)
-            else:
-                mine = slot == start
-                new = (sums[0] + tl.where(mine, tl.sum(g, axis=0, keep_dims=True).to(tl.float64), 0.0),)
-                for k in tl.static_range(FEATURES):
-                    one = tl.sum(_finite(g, f[k], inside), axis=0, keep_dims=True).to(tl.float64)
-                    new += (sums[k + 1] + tl.where(mine, one, 0.0),)
+            new = (sums[0] + _slot_sum(g, slot, start, SLOTS),)
+            for k in tl.static_range(FEATURES):
+                # Beyond the tile f' is minus the centre, which may be NaN.
+                new += (sums[k + 1] + _slot_sum(tl.where(inside, g * f[k], 0), slot, start, SLOTS),)
             sums = new
             if NEED_X:
                 more = ()
@@ -414,12 +416,6 @@ def _backward(
     c = c_first + slot
     for k in tl.static_range(FEATURES + 1):
         tl.store(partial_ptr + (tl.cast(k, tl.int64) * tasks + task) * channels + c, sums[k], mask=c < channels)
-
-
-@triton.jit
-def _finite(g, f, inside):
-    """g f, 0 beyond the tile: there f' is minus the centre, times 0."""
-    return tl.where(inside, g * f, 0)
 
 
 @triton.jit

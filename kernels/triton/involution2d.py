@@ -37,11 +37,11 @@ from ._common import (
 # Windows whose taps are unrolled; others are loops.
 UNROLLED = ((3, 3), (5, 5), (7, 7))
 # Pixels of a lane in NCHW: registers hold taps * pixels weights or sums.
-_LANE_PIXELS = {3: 4, 5: 2, 7: 1}
+_LANE_PIXELS = {3: 2, 5: 1, 7: 1}
 # Programs that fill a large GPU twice: below that, runs of channels get shorter.
 _ENOUGH_PROGRAMS = 264
 _RUN = 64
-_MIB_TILE = 2048
+_TILE = 1024
 
 
 @triton.jit
@@ -88,36 +88,40 @@ def _weighted_sum(
     if UNROLL_H > 0:
         TAPS: tl.constexpr = UNROLL_H * UNROLL_W
         w_ptr += b * w_sb + g * TAPS * w_sc
-        weights, w_at, a_at, found, weighted = (), (), (), (), ()
-        for t in tl.static_range(TAPS):
-            row, column, exists = _source(
-                i, j, t // UNROLL_W, t % UNROLL_W, a_h, a_w, SH, SW, PH, PW, DH, DW, TRANSPOSED
-            )  # fmt: skip
-            found += (inside & exists,)
-            a_at += (row * a_sh + column * a_sw,)
-            if TRANSPOSED:
-                w_at += (row * w_sh + column * w_sw,)
-            else:
-                w_at += (i * w_sh + j * w_sw,)
-            # Where y's window leaves x, the weight is multiplied with 0: a NaN there stays one.
-            if TRANSPOSED:
-                weighted += (found[t],)
-            else:
-                weighted += (inside,)
-            if CHANNELS == 1:
-                weights += (load(w_ptr + t * tl.cast(w_sc, tl.int64) + w_at[t], weighted[t], ARITHMETIC),)
-        within = tl.cast(tl.arange(0, CHANNELS)[None, :], INDEX)
-        for c in range(first, last, CHANNELS):
-            there = c + tl.arange(0, CHANNELS)[None, :] < last
-            a_base = a_ptr + tl.cast(c, tl.int64) * a_sc
+        if CHANNELS == 1:
+            weights, a_at, found = (), (), ()
+            for t in tl.static_range(TAPS):
+                row, column, exists = _source(
+                    i, j, t // UNROLL_W, t % UNROLL_W, a_h, a_w, SH, SW, PH, PW, DH, DW, TRANSPOSED
+                )  # fmt: skip
+                found += (inside & exists,)
+                a_at += (row * a_sh + column * a_sw,)
+                # Where y's window leaves x, the weight is multiplied with 0: a NaN there stays one.
+                w_at = (row * w_sh + column * w_sw) if TRANSPOSED else (i * w_sh + j * w_sw)
+                w_found = found[t] if TRANSPOSED else inside
+                weights += (load(w_ptr + t * tl.cast(w_sc, tl.int64) + w_at, w_found, ARITHMETIC),)
+            for c in range(first, last):
+                a_base = a_ptr + tl.cast(c, tl.int64) * a_sc
+                total = tl.zeros([PIXELS, 1], ARITHMETIC)
+                for t in tl.static_range(TAPS):
+                    total += weights[t] * load(a_base + a_at[t], found[t], ARITHMETIC)
+                store(out_ptr + tl.cast(c, tl.int64) * o_sc + out_at, total, inside)
+        else:
+            # One block of channels, no loop: nothing of the taps would be worth keeping.
+            lane = tl.arange(0, CHANNELS)[None, :]
+            there = inside & (first + lane < last)
+            a_base = a_ptr + tl.cast(first, tl.int64) * a_sc
             total = tl.zeros([PIXELS, CHANNELS], ARITHMETIC)
             for t in tl.static_range(TAPS):
-                if CHANNELS == 1:
-                    total += weights[t] * load(a_base + a_at[t], found[t], ARITHMETIC)
-                else:
-                    weight = load(w_ptr + t * tl.cast(w_sc, tl.int64) + w_at[t], weighted[t], ARITHMETIC)
-                    total += weight * load(a_base + (a_at[t] + within * a_sc), there & found[t], ARITHMETIC)
-            store(out_ptr + tl.cast(c, tl.int64) * o_sc + (out_at + within * o_sc), total, there & inside)
+                row, column, exists = _source(
+                    i, j, t // UNROLL_W, t % UNROLL_W, a_h, a_w, SH, SW, PH, PW, DH, DW, TRANSPOSED
+                )  # fmt: skip
+                w_at = (row * w_sh + column * w_sw) if TRANSPOSED else (i * w_sh + j * w_sw)
+                w_found = (inside & exists) if TRANSPOSED else inside
+                weight = load(w_ptr + t * tl.cast(w_sc, tl.int64) + w_at, w_found, ARITHMETIC)
+                a_at = row * a_sh + column * a_sw + lane.to(INDEX) * a_sc
+                total += weight * load(a_base + a_at, there & exists, ARITHMETIC)
+            store(out_ptr + tl.cast(first, tl.int64) * o_sc + (out_at + lane.to(INDEX) * o_sc), total, there)
     else:
         w_ptr += b * w_sb + g * KH * KW * w_sc
         for c in range(first, last, CHANNELS):
@@ -152,7 +156,7 @@ def _channel_sum(
     a_h, a_w, out_w, pixels,
     g_sb, g_sc, g_sh, g_sw, a_sb, a_sc, a_sh, a_sw, o_sb, o_sc, o_sh, o_sw,
     KH, KW, SH, SW, PH, PW, DH, DW,
-    UNROLL_H: tl.constexpr, UNROLL_W: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    UNROLL_H: tl.constexpr, UNROLL_W: tl.constexpr, ONE_BLOCK: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
     INDEX: tl.constexpr, ARITHMETIC: tl.constexpr, FOLDED: tl.constexpr,
 ):  # fmt: skip
     """out[b, g*T + t, p] = sum_c g[b,c,p] a[b,c] at tap t of p: grad_w."""
@@ -177,7 +181,7 @@ def _channel_sum(
             a_at += (row * a_sh + column * a_sw,)
             found += (inside & exists,)
             totals += (tl.zeros([PIXELS, 1], ARITHMETIC),)
-        for c in range(0, group_channels, CHANNELS):
+        for c in range(0, CHANNELS if ONE_BLOCK else group_channels, CHANNELS):
             there = c + tl.arange(0, CHANNELS)[None, :] < group_channels
             g = load(g_ptr + tl.cast(c, tl.int64) * g_sc + g_at, there & inside, ARITHMETIC)
             a_base = a_ptr + tl.cast(c, tl.int64) * a_sc
@@ -211,7 +215,7 @@ def _tile(map_: Tensor, pixels: int, group_channels: int, kernel_size: Any) -> t
     """Pixels and channels of a program's tile, and its warps: from the shape and layout of the map it reads, nothing else."""
     if channels_last(map_):
         channels = min(power_of_2(group_channels), 64)
-        return max(1, min(power_of_2(pixels), _MIB_TILE // channels)), channels, 4
+        return max(1, min(power_of_2(pixels), _TILE // channels)), channels, 4
     lane = _LANE_PIXELS.get(kernel_size[0], 2) if tuple(kernel_size) in UNROLLED else 2
     if pixels < 32:
         # Pixels alone do not fill a warp: neighbouring channels do.
@@ -236,7 +240,7 @@ def _gather(
     group_channels, pixels = channels // groups, height * width
     tile, block, warps = _tile(a, pixels, group_channels, kernel_size)
     tiles = -(-pixels // tile)
-    run = max(_RUN, block)
+    run = block if block > 1 and _unrolled(kernel_size)[0] else max(_RUN, block)
     while run > max(4, block) and batch * groups * tiles * -(-group_channels // run) < _ENOUGH_PROGRAMS:
         run //= 2
     splits = -(-group_channels // run)
@@ -281,7 +285,7 @@ def grad_weight(
     _channel_sum[grid(programs)](
         grad_y, x, grad, programs, tiles, groups, group_channels, x.shape[2], x.shape[3], width, pixels,
         *grad_y.stride(), *x.stride(), *grad.stride(), *kernel_size, *stride, *padding, *dilation,
-        *_unrolled(kernel_size), tile, block,
+        *_unrolled(kernel_size), group_channels <= block, tile, block,
         index_type(
             pixels, *(span(t, 2, 3) + block * t.stride(1) for t in (grad_y, x)), span(grad, 2, 3),
             *(extent + 2 * pad for extent, pad in zip(x.shape[2:], padding, strict=True)),
