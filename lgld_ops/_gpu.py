@@ -55,22 +55,37 @@ forced: str | None = os.environ.get(VARIABLE) or None
 library_error = _load()
 
 
+@dataclass(frozen=True)
+class _Triton:
+    """Triton's version and our kernels with it, or the reason why there are none."""
+
+    version: str | None
+    kernels: ModuleType | None
+    error: str
+
+
 @functools.cache
-def _import_triton() -> tuple[ModuleType | None, str]:
-    """The Triton kernels, or the reason why there are none."""
+def _import_triton() -> _Triton:
+    # Whatever is wrong with a package that may be broken must not keep the reference from running.
     try:
-        version = importlib.import_module("triton").__version__
-    except Exception as error:  # a package that is there and broken must not break the reference
-        return None, "triton is not installed" if isinstance(error, ModuleNotFoundError) else f"triton is broken: {error!r}"
-    try:
-        return importlib.import_module("lgld_ops.triton"), ""
+        version: str = importlib.import_module("triton").__version__
     except Exception as error:
-        return None, f"the kernels can't be imported with triton {version}: {error!r}"
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
+        return _Triton(None, None, "triton is not installed" if missing else f"triton can't be imported: {error!r}")
+    try:
+        return _Triton(version, importlib.import_module("lgld_ops.triton"), "")
+    except Exception as error:
+        return _Triton(version, None, f"the kernels can't be imported with triton {version}: {error!r}")
+
+
+def triton_version() -> str | None:
+    """Version of the triton that can be imported, None without one. Imports Triton."""
+    return _import_triton().version
 
 
 def triton_error() -> str:
     """Why the Triton kernels can't be used; empty where they can. Imports Triton."""
-    return _import_triton()[1]
+    return _import_triton().error
 
 
 def triton_kernels() -> ModuleType:
@@ -79,10 +94,10 @@ def triton_kernels() -> ModuleType:
     Raises:
         RuntimeError: it can't be imported.
     """
-    module, error = _import_triton()
-    if module is None:
-        raise RuntimeError(f"lgld_ops has no Triton kernels here: {error}; {_REMEDY['triton']}")
-    return module
+    found = _import_triton()
+    if found.kernels is None:
+        raise RuntimeError(f"lgld_ops has no Triton kernels here: {found.error}; {_REMEDY['triton']}")
+    return found.kernels
 
 
 def _chosen() -> Choice:

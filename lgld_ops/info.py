@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import platform
@@ -68,7 +67,7 @@ def _cuda() -> dict[str, Any]:
 
 def _triton() -> dict[str, Any]:
     error = _gpu.triton_error()
-    version = None if importlib.util.find_spec("triton") is None else importlib.import_module("triton").__version__
+    version = _gpu.triton_version()
     return {
         "kernels": not error,
         "installed": version is not None,

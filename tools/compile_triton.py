@@ -2,9 +2,9 @@
 
     python tools/compile_triton.py [--arch 80 90] [--quick] [--most-spilled BYTES]
 
-The interpreter shows that kernels compute the right thing, this that they are kernels: it runs the ops on CPU tensors with every
-launch replaced by a compilation to machine code by the ptxas that Triton brings. Columns: registers a thread, bytes that a thread
-spills, bytes of shared memory a program, warps a program.
+The interpreter shows that kernels compute the right thing, this that they are kernels: it runs the ops on CPU tensors with
+every launch replaced by a compilation to machine code by the ptxas that Triton brings. Columns: registers a thread, bytes
+that a thread spills, bytes of shared memory a program, warps a program.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ def cases(quick: bool) -> list[tuple[str, Any]]:
             tag = f"{str(dtype)[6:]} {'channels_last' if last else 'contiguous'}"
             shapes = ((64, 112, 3, 1, 1), (256, 56, 7, 1, 16), (64, 28, 7, 2, 4), (64, 1, 3, 1, 1), (48, 30, 4, 1, 1))
             for shape in shapes[:1] if quick else shapes:
-                channels, size, k, stride, groups = shape
-                name = f"involution {channels}x{size}x{size} K{k} s{stride} {tag}"
+                name = "involution {0}x{1}x{1} K{2} s{3}".format(*shape) + f" {tag}"
                 found.append((name, involution(dtype, last, *shape)))
             found += [(f"mixer {'training' if t else 'inference'} {tag}", mixer(dtype, last, t)) for t in (True, False)]
     return found

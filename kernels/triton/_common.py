@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 # Programs along one axis of a launch. CUDA allows 2^31 - 1 along x and 65535 along y, which a million channels exceed: work is
 # numbered along x alone, and what does not fit there is folded.

@@ -5,21 +5,22 @@
     grad_w[b,g,t,i,j]   = sum_{c in g} grad_y[b,c,i,j] x[b,c,i*s - p + u*d, j*s - p + v*d]
 
 A program has a tile of pixels, numbered through the plane so that no row is too short for a tile, and a run of one group's
-channels. Bytes that must move, for E-byte elements: forward (C + T*G) * E in and C * E out a pixel, each gradient the same with the
-roles changed. The windows overlap, which L1 and L2 absorb: T loads an output come from there.
+channels. Bytes that must move, for E-byte elements: forward (C + T*G) * E in and C * E out a pixel, each gradient the same
+with the roles changed. The windows overlap, which L1 and L2 absorb: T loads an output come from there.
 
-Where columns are neighbours (NCHW) a lane has a pixel and a program walks over channels, with the pixel's T weights in registers:
-the map of weights is read once for a run of channels. Where channels are neighbours (channels_last) a tile is pixels x channels and
-loads are vectors of channels.
+Where columns are neighbours (NCHW) a lane has a pixel and a program walks over channels, with the pixel's T weights in
+registers: the map of weights is read once for a run of channels. Where channels are neighbours (channels_last) a tile is
+pixels x channels and loads are vectors of channels.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ._common import (
     MOST_PROGRAMS,

@@ -85,11 +85,7 @@ def complete(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tu
     """All arguments of an op in the schema's order: where a default applies the dispatcher leaves the argument out."""
     schema = getattr(torch.ops.lgld_ops, name).default._schema.arguments
     given = dict(zip((a.name for a in schema), arguments, strict=False)) | named
-    return tuple(_pair(a, given.get(a.name, a.default_value)) for a in schema)
-
-
-def _pair(argument: Any, value: Any) -> Any:
-    return (value, value) if str(argument.type) == "List[int]" and isinstance(value, int) else value
+    return tuple(given.get(a.name, a.default_value) for a in schema)
 
 
 @functools.cache

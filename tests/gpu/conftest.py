@@ -1,4 +1,4 @@
-"""The ops on a GPU, with the backend that `LGLD_GPU_BACKEND` names or that is chosen without it; skipped where there is no GPU."""
+"""The ops on a GPU, by the backend that `LGLD_GPU_BACKEND` names or that is chosen without it; skipped without a GPU."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def passes() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
 
 
 PASSES = (
-    "involution2d", "involution2d_grad_x", "involution2d_grad_weight", "fourier_feature_mixer", "fourier_feature_mixer_inference",
-    "fourier_feature_mixer_backward",
+    "involution2d", "involution2d_grad_x", "involution2d_grad_weight",
+    "fourier_feature_mixer", "fourier_feature_mixer_inference", "fourier_feature_mixer_backward",
 )  # fmt: skip
 
 

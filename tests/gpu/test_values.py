@@ -109,9 +109,8 @@ def test_more_than_2_31_elements(k: int, gigabytes: float) -> None:
     need_memory(gigabytes)
     batch = 2100
     generator = torch.Generator("cuda").manual_seed(1)
-    x, weight, grad = (
-        torch.empty(batch, c, 1024, 1024, dtype=torch.float16, device="cuda").normal_(generator=generator) for c in (1, k * k, 1)
-    )
+    sizes = [(batch, c, 1024, 1024) for c in (1, k * k, 1)]
+    x, weight, grad = (torch.empty(s, dtype=torch.float16, device="cuda").normal_(generator=generator) for s in sizes)
     assert x.numel() > 2**31
     arguments = ((k, k), (1, 1), (k // 2, k // 2), (1, 1), 1)
     ops = torch.ops.lgld_ops

@@ -1,5 +1,5 @@
-"""These tests need Triton's interpreter, which is chosen when Triton is imported: tests/test_triton.py runs them in a process of
-their own."""
+"""These tests need Triton's interpreter, which is chosen when Triton is imported: tests/test_triton.py runs them in processes
+of their own."""
 
 from __future__ import annotations
 

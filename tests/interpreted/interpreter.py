@@ -10,9 +10,9 @@ import torch
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "Triton reads TRITON_INTERPRET when it is imported"
 
-import triton.runtime.interpreter as interpreter
+import triton.runtime.interpreter as interpreter  # noqa: E402
 
-from lgld_ops.ops import gpu
+from lgld_ops.ops import gpu  # noqa: E402
 
 _patch = interpreter._patch_lang_tensor
 

@@ -73,8 +73,8 @@ def small(draw: st.DrawFn) -> Problem:
     )
     groups = draw(st.integers(1, 2))
     return Problem(
-        draw(st.integers(0, 2)), groups * draw(st.integers(1, 5)), height, width, kernel_size, stride, padding, dilation, groups,
-        draw(st.sampled_from(DTYPES)), draw(st.tuples(*[st.sampled_from(LAYOUTS)] * 3)), draw(st.integers(0, 2**32)),
+        draw(st.integers(0, 2)), groups * draw(st.integers(1, 5)), height, width, kernel_size, stride, padding, dilation,
+        groups, draw(st.sampled_from(DTYPES)), draw(st.tuples(*[st.sampled_from(LAYOUTS)] * 3)), draw(st.integers(0, 2**32)),
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_bad_arguments() -> None:
     x, weight = torch.ones(1, 2, 4, 4), torch.ones(1, 9, 4, 4)
     with pytest.raises(RuntimeError, match="weight must have shape"):
         involution2d(x, weight[:, :8], 3, padding=1)
-    with pytest.raises(RuntimeError, match="must be float32, float64, float16 or bfloat16, but is torch.int32"):
+    with pytest.raises(RuntimeError, match=r"must be float32, float64, float16 or bfloat16, but is torch\.int32"):
         involution2d(x.int(), weight.int(), 3, padding=1)
 
 

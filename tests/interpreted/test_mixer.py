@@ -80,7 +80,8 @@ def test_many_runs_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """More tiles than runs: a run adds several up."""
     import lgld_ops.triton as kernels
 
-    monkeypatch.setattr(kernels.ffm, "_MOST_TASKS", 3)
+    for module in (kernels.ffm, kernels._ffm_fold):
+        monkeypatch.setattr(module, "MOST_TASKS", 3)
     check(Mixing(11, 3, 2, 9, 10))
 
 
@@ -122,7 +123,7 @@ def test_more_programs_than_a_launch_has_along_one_axis(monkeypatch: pytest.Monk
     import lgld_ops.triton as kernels
 
     whole = check(SHAPES["odd"])
-    for module in (kernels._common, kernels.ffm):
+    for module in (kernels._common, kernels.ffm, kernels._ffm_fold):
         monkeypatch.setattr(module, "MOST_PROGRAMS", 1)
     again = check(SHAPES["odd"])
     assert all(torch.equal(whole[name], again[name]) for name in whole)
