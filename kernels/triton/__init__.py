@@ -5,6 +5,6 @@ checked operands and write into results that the caller allocates; they know not
 With TRITON_INTERPRET=1 in the environment before Triton is imported, they run on CPU tensors.
 """
 
-from . import ffm, involution2d
+from . import ffm, involution2d, involution_layer
 
-__all__ = ["ffm", "involution2d"]
+__all__ = ["ffm", "involution2d", "involution_layer"]

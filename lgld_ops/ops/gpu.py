@@ -81,18 +81,27 @@ TRITON: dict[str, Callable[..., Any]] = {
 REFERENCE: dict[str, Callable[..., Any]] = involution.PLAIN | ffm.PLAIN
 
 
+@functools.cache
+def _schema(name: str) -> dict[str, Any]:
+    return {a.name: a.default_value for a in getattr(torch.ops.lgld_ops, name).default._schema.arguments}
+
+
 def complete(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
     """All arguments of an op in the schema's order: where a default applies the dispatcher leaves the argument out."""
-    schema = getattr(torch.ops.lgld_ops, name).default._schema.arguments
-    given = dict(zip((a.name for a in schema), arguments, strict=False)) | named
-    return tuple(given.get(a.name, a.default_value) for a in schema)
+    schema = _schema(name)
+    if len(arguments) == len(schema):
+        return arguments
+    return tuple((schema | dict(zip(schema, arguments, strict=False)) | named).values())
 
 
 @functools.cache
 def _implementation(name: str) -> Callable[..., Any]:
-    # With the CUDA library in use only what it lacks comes here.
-    table = REFERENCE if _gpu.choice().backend == "reference" or (not _gpu.library_error and _gpu.triton_error()) else TRITON
-    return table[name]
+    backend = _gpu.choice().backend
+    if backend == "cuda":  # which registers its ops itself: this one it lacks
+        if _gpu.forced == "cuda":
+            raise RuntimeError(f"{_gpu.VARIABLE} is 'cuda', but {_gpu.LIBRARY} has no kernel for {name}; unset {_gpu.VARIABLE}")
+        backend = "reference" if _gpu.triton_error() else "triton"
+    return (TRITON if backend == "triton" else REFERENCE)[name]
 
 
 def _register(name: str) -> None:

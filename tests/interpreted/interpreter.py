@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -39,5 +40,7 @@ def _route(name: str, function: Callable[..., Any]) -> None:
 
 def route_cpu_ops() -> None:
     """From here on the ops run, on CPU tensors, what a GPU without the CUDA library runs; autograd and the rest stay."""
-    for name, function in gpu.TRITON.items():
-        _route(name, function)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="[^$]*Overriding a previously registered kernel")
+        for name, function in gpu.TRITON.items():
+            _route(name, function)

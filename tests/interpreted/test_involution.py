@@ -23,15 +23,16 @@ SHAPES = {
     "three": Problem(2, 5, 6, 9),
     "strided": Problem(2, 4, 7, 9, (3, 3), (2, 3), (1, 2), (2, 1), 2),
     "five": Problem(1, 4, 6, 8, (5, 5), padding=(2, 2), groups=2),
-    "seven": Problem(1, 4, 6, 7, (7, 7), padding=(3, 3), groups=2),
+    "seven": Problem(1, 3, 6, 7, (7, 7), padding=(3, 3)),
     "even_window": Problem(1, 5, 6, 7, (2, 4), (3, 1), (0, 2), (2, 3)),
     "several_tiles": Problem(1, 2, 3, 700),
     "many_channels": Problem(1, 70, 2, 3, (3, 3)),
     "pixel": Problem(2, 3, 1, 1, (1, 1), padding=(0, 0)),
-    "beyond": Problem(1, 4, 2, 3, (7, 7), padding=(3, 3)),
+    "beyond": Problem(1, 2, 2, 3, (7, 7), padding=(3, 3)),
     "only_padding": Problem(1, 2, 1, 1, (3, 3), padding=(8, 8), dilation=(5, 5)),
     "empty_batch": Problem(0, 4, 5, 5),
 }
+EVERY_DTYPE = ("three", "strided", "even_window")
 
 
 def check(problem: Problem) -> tuple[torch.Tensor, ...]:
@@ -44,9 +45,13 @@ def check(problem: Problem) -> tuple[torch.Tensor, ...]:
     return ours
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def cases() -> list[Any]:
+    """Each shape in float32, three of them in every dtype."""
+    return [pytest.param(n, d, id=f"{n}-{d}") for n in SHAPES for d in (DTYPES if n in EVERY_DTYPE else DTYPES[:1])]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(("name", "dtype"), cases())
 def test_chosen_shapes(name: str, layout: str, dtype: torch.dtype) -> None:
     y, grad_x, _ = check(replace(SHAPES[name], dtype=dtype, layouts=(layout,) * 3))
     if layout == "contiguous":
@@ -78,7 +83,7 @@ def small(draw: st.DrawFn) -> Problem:
     )  # fmt: skip
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(small())
 def test_random_problems(problem: Problem) -> None:
     check(problem)
@@ -92,10 +97,11 @@ def test_derivatives_of_derivatives() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("which", range(3), ids=["x", "weight", "grad"])
-@pytest.mark.parametrize("name", ["three", "strided", "even_window"])
+@pytest.mark.parametrize("name", ["three", "strided", "loops"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_nan_and_inf_go_where_the_definition_sends_them(name: str, which: int, value: float, layout: str) -> None:
-    problem = replace(SHAPES[name], layouts=(layout,) * 3)
+    loops = Problem(1, 4, 6, 7, (2, 4), (2, 1), (0, 2), (2, 1))
+    problem = replace(SHAPES.get(name, loops), layouts=(layout,) * 3)
     operands = problem.operands()
     operands[which][tuple(n // 2 for n in operands[which].shape)] = value
     operands[which][0, 0, 0, 0] = value

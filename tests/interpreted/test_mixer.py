@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import interpreter
 import pytest
@@ -20,7 +21,6 @@ ops = torch.ops.lgld_ops
 SHAPES = {
     "odd": Mixing(2, 3, 6, 17, 35),
     "grey": Mixing(3, 1, 4, 20, 21),
-    "seven_channels": Mixing(2, 7, 4, 11, 18),
     "ten_channels": Mixing(1, 10, 2, 5, 6),
     "stride_1": Mixing(2, 3, 4, 12, 33, stride=1),
     "stride_3": Mixing(2, 4, 2, 10, 40, stride=3),
@@ -31,6 +31,7 @@ SHAPES = {
     "several_blocks": Mixing(1, 3, 70, 5, 6),
     "bright": Mixing(2, 3, 8, 40, 42, offset=0.85, spread=0.02),
 }
+EVERY_DTYPE = ("odd", "bright")
 
 
 def check(problem: Mixing) -> dict[str, torch.Tensor]:
@@ -42,26 +43,30 @@ def check(problem: Mixing) -> dict[str, torch.Tensor]:
     return ours
 
 
+def cases() -> list[Any]:
+    """Each shape in float32, two of them in every dtype."""
+    return [pytest.param(n, d, id=f"{n}-{d}") for n in SHAPES for d in (DTYPES if n in EVERY_DTYPE else DTYPES[:1])]
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(("name", "dtype"), cases())
 def test_chosen_shapes(name: str, dtype: torch.dtype, training: bool) -> None:
     check(replace(SHAPES[name], dtype=dtype, training=training))
 
 
-@pytest.mark.parametrize("grad_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_strides(layout: str, grad_layout: str) -> None:
-    check(Mixing(layouts=(layout, grad_layout), dtype=torch.bfloat16))
+def test_any_strides(layout: str) -> None:
+    check(Mixing(layouts=(layout, "contiguous"), dtype=torch.bfloat16))
+    check(Mixing(layouts=("contiguous", layout)))
 
 
-@pytest.mark.parametrize("name", ["odd", "several_blocks", "bright"])
+@pytest.mark.parametrize("name", ["odd", "several_blocks"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_channels_last(name: str, dtype: torch.dtype) -> None:
     check(replace(SHAPES[name], dtype=dtype, layouts=("channels_last",) * 2))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(mixings())
 def test_random_problems(problem: Mixing) -> None:
     check(problem)
@@ -69,7 +74,7 @@ def test_random_problems(problem: Mixing) -> None:
 
 def test_statistics_of_a_bright_image() -> None:
     """0.85 +- 0.02: moments that are not centred, or summed in float32, are off by 1e-3."""
-    x, parameters, running, _ = Mixing(2, 3, 8, 120, 124, offset=0.85, spread=0.02).operands()
+    x, parameters, running, _ = Mixing(2, 3, 4, 120, 124, offset=0.85, spread=0.02).operands()
     _, mean, var = mixer(x, *parameters, *running, True)
     _, exact_mean, exact_var = plain_ffm.fourier_feature_mixer(x.double(), *parameters, *running, True)
     torch.testing.assert_close(mean.double(), exact_mean, rtol=3e-7, atol=1e-7)
