@@ -10,6 +10,7 @@ that a thread spills, bytes of shared memory a program, warps a program.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -78,6 +79,11 @@ def cases(quick: bool) -> list[tuple[str, Any]]:
 
         return run
 
+    def layer(dtype: torch.dtype, last: bool) -> Any:
+        x = layout(torch.zeros(2, 64, 112, 112, dtype=dtype), last)
+        parameters = (torch.zeros(size, dtype=dtype) for size in ((16, 64), (16,), (9, 16), (9,)))
+        return functools.partial(kernels.involution_layer.forward, x, *parameters, 3, x)
+
     found: list[tuple[str, Any]] = []
     for dtype in DTYPES[:1] if quick else DTYPES:
         for last in (False, True):
@@ -86,7 +92,8 @@ def cases(quick: bool) -> list[tuple[str, Any]]:
             for shape in shapes[:1] if quick else shapes:
                 name = "involution {0}x{1}x{1} K{2} s{3}".format(*shape) + f" {tag}"
                 found.append((name, involution(dtype, last, *shape)))
-            found += [(f"mixer {'training' if t else 'inference'} {tag}", mixer(dtype, last, t)) for t in (True, False)]
+            found.append((f"involution layer {tag}", layer(dtype, last)))
+        found += [(f"mixer {'training' if t else 'inference'} {tag}", mixer(dtype, last, t)) for t in (True, False)]
     return found
 
 

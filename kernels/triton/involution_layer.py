@@ -45,13 +45,12 @@ def _layer(
         h += load(hidden_weight_ptr + tl.cast(c, tl.int64) * hidden + d, used, ARITHMETIC) * x[None, :]
     # Far below, where SiLU is 0, the quotient would be inf / inf.
     h = tl.where(h < -1000, -1000.0, h)
-    h = h / (1 + tl.exp(-h))
+    h = tl.where(used, h / (1 + tl.exp(-h)), 0.0)
     weights, at, found = (), (), ()
     for t in tl.static_range(K * K):
         row, column = i + (t // K - K // 2), j + (t % K - K // 2)
         at += (centre + (t // K - K // 2) * x_sh + (t % K - K // 2) * x_sw,)
         found += (inside & (row >= 0) & (row < height) & (column >= 0) & (column < width),)
-        # Rows of h beyond `hidden` are SiLU(0) = 0.
         weight = tl.sum(load(span_weight_ptr + t * hidden + d, used, ARITHMETIC) * h, axis=0)
         weights += (weight + tl.load(span_bias_ptr + t).to(ARITHMETIC),)
     to = i * y_sh + j * y_sw
