@@ -93,7 +93,7 @@ def cases(quick: bool) -> list[tuple[str, Any]]:
                 name = "involution {0}x{1}x{1} K{2} s{3}".format(*shape) + f" {tag}"
                 found.append((name, involution(dtype, last, *shape)))
             found.append((f"involution layer {tag}", layer(dtype, last)))
-        found += [(f"mixer {'training' if t else 'inference'} {tag}", mixer(dtype, last, t)) for t in (True, False)]
+            found += [(f"mixer {'training' if t else 'inference'} {tag}", mixer(dtype, last, t)) for t in (True, False)]
     return found
 
 
