@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for NVIDIA GPUs without one, and prints what each takes; fails where a kernel does not compile.
 
-    python tools/compile_triton.py [--arch 80 90] [--quick] [--most-spilled BYTES]
+    python tools/compile_triton.py [--arch 80 90] [--dtype float16] [--quick] [--most-spilled BYTES]
 
 The interpreter shows that kernels compute the right thing, this that they are kernels: it runs the ops on CPU tensors with
 every launch replaced by a compilation to machine code by the ptxas that Triton brings. Columns: registers a thread, bytes
@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class _Target:
         return 0
 
 
-def cases(quick: bool) -> list[tuple[str, Any]]:
+def cases(dtypes: list[torch.dtype], quick: bool) -> list[tuple[str, Any]]:
     """(name, call): an op's passes at LGLD-Net's and RedNet's sizes, each dtype and layout."""
     import lgld_ops.triton as kernels
 
@@ -85,7 +86,7 @@ def cases(quick: bool) -> list[tuple[str, Any]]:
         return functools.partial(kernels.involution_layer.forward, x, *parameters, 3, x)
 
     found: list[tuple[str, Any]] = []
-    for dtype in DTYPES[:1] if quick else DTYPES:
+    for dtype in dtypes:
         for last in (False, True):
             tag = f"{str(dtype)[6:]} {'channels_last' if last else 'contiguous'}"
             shapes = ((64, 112, 3, 1, 1), (256, 56, 7, 1, 16), (64, 28, 7, 2, 4), (64, 1, 3, 1, 1), (48, 30, 4, 1, 1))
@@ -118,42 +119,42 @@ def resources(ptx: str, capability: int) -> tuple[int, int]:
     return int(registers[1]), int(spilled[1]) if spilled else 0
 
 
-def compile_all(capability: int, quick: bool) -> list[tuple[str, str, int, int, int, int]]:
+def compile_all(capability: int, todo: list[tuple[str, Any]]) -> Iterator[tuple[str, str, int, int, int, int]]:
     """Rows (case, kernel, registers, spilled bytes, shared bytes, warps), each machine code once."""
     from triton.runtime import driver, jit
 
     driver.set_active(_Target(capability))
-    rows, seen = [], set()
-    case = ""
-
-    def record(kernel: Any, arguments: Any, named: Any) -> None:
-        compiled = kernel.run(*arguments, grid=(1,), warmup=True, **named)
-        if compiled.hash in seen:
-            return
-        seen.add(compiled.hash)
-        used = resources(compiled.asm["ptx"], capability)
-        rows.append((case, compiled.metadata.name, *used, compiled.metadata.shared, compiled.metadata.num_warps))
-
+    compiled: list[Any] = []
     original = jit.KernelInterface.__getitem__
-    jit.KernelInterface.__getitem__ = lambda self, grid: lambda *a, **k: record(self, a, k)
+    jit.KernelInterface.__getitem__ = lambda self, grid: (
+        lambda *a, **k: compiled.append(self.run(*a, grid=(1,), warmup=True, **k))
+    )
+    seen = set()
     try:
-        for case, run in cases(quick):  # noqa: B007 (record reads it)
+        for case, run in todo:
+            compiled.clear()
             run()
+            for kernel in compiled:
+                if kernel.hash not in seen:
+                    seen.add(kernel.hash)
+                    about = kernel.metadata
+                    yield case, about.name, *resources(kernel.asm["ptx"], capability), about.shared, about.num_warps
     finally:
         jit.KernelInterface.__getitem__ = original
-    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capabilities, as 90 for sm_90")
+    parser.add_argument("--dtype", nargs="+", default=[str(d)[6:] for d in DTYPES], choices=[str(d)[6:] for d in DTYPES])
     parser.add_argument("--quick", action="store_true", help="float32 and one involution alone")
     parser.add_argument("--most-spilled", type=int, help="fail where a kernel spills more bytes a thread")
     arguments = parser.parse_args()
+    dtypes = DTYPES[:1] if arguments.quick else [getattr(torch, name) for name in arguments.dtype]
     worst = 0
     for capability in arguments.arch:
         print(f"sm_{capability}\n{'case':52} {'kernel':16} registers spilled shared warps")
-        for case, kernel, registers, spilled, shared, warps in compile_all(capability, arguments.quick):
+        for case, kernel, registers, spilled, shared, warps in compile_all(capability, cases(list(dtypes), arguments.quick)):
             print(f"{case:52} {kernel:16} {registers:9} {spilled:7} {shared:6} {warps:5}", flush=True)
             worst = max(worst, spilled)
     if arguments.most_spilled is not None and worst > arguments.most_spilled:

@@ -341,7 +341,9 @@ def backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> None:
     p.fold(unused[: p.channels], unused[p.channels :])
     block = min(power_of_2(p.channels), SLOTS) if channels_last(grad_y) else 1
     slots = min(power_of_2(p.channels), SLOTS)
-    tile = p.lane(p.pixels, 1024 if block == 1 else max(1, 2048 // block))
+    # Sums, features and the gradient's projection fill the registers: a small tile where lanes have several channels.
+    most = 512 if x.dtype == torch.float64 else 1024
+    tile = p.lane(p.pixels, most if block == 1 else max(1, most // block))
     tiles_per_image = -(-p.pixels // tile)
     tiles = p.batch * tiles_per_image
     per_task = -(-tiles // (2 * MOST_TASKS))
