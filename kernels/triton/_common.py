@@ -24,7 +24,7 @@ def grid(programs: int) -> tuple[int, ...]:
     """A launch of at least that many programs; `program` numbers them, the surplus returns at once."""
     if programs <= MOST_PROGRAMS:
         return (programs,)
-    columns = min(MOST_PROGRAMS, 2**20)
+    columns = min(MOST_PROGRAMS, 2**24)
     return (columns, -(-programs // columns))
 
 

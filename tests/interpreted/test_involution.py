@@ -83,7 +83,7 @@ def small(draw: st.DrawFn) -> Problem:
     )  # fmt: skip
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(small())
 def test_random_problems(problem: Problem) -> None:
     check(problem)
@@ -113,16 +113,21 @@ def test_nan_and_inf_go_where_the_definition_sends_them(name: str, which: int, v
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_offsets_beyond_2_31(layout: str) -> None:
-    """Views whose rows, channels and images lie gigabytes apart, in memory that is reserved and barely touched."""
+@pytest.mark.parametrize("axis", range(3), ids=["images", "channels", "rows"])
+def test_offsets_beyond_2_31(axis: int, layout: str) -> None:
+    """Views that span more than 2^31 elements, in memory that is reserved and barely touched: equal bits."""
     problem = Problem(2, 2, 2, 3, (3, 3), dtype=torch.float16, layouts=(layout,) * 3)
     near = problem.operands()
     far = []
     for t in near:
-        strides = tuple(s * 150_000_001 if s > 1 else s for s in t.stride())
+        strides = list(t.stride())
+        strides[axis] = 2**31 // (t.shape[axis] - 1) + 64
         size = 1 + sum((n - 1) * s for n, s in zip(t.shape, strides, strict=True))
         assert size > 2**31
-        far.append(torch.empty(size, dtype=t.dtype).as_strided(t.shape, strides).copy_(t))
+        try:
+            far.append(torch.empty(size, dtype=t.dtype).as_strided(t.shape, strides).copy_(t))
+        except RuntimeError as error:
+            pytest.skip(f"no room: {error}")
     arguments = problem.arguments
     x, weight, grad = near
     u, v, h = far
