@@ -79,10 +79,12 @@ def _moments(
             p = (tile % tiles_per_image).to(INDEX) * PIXELS + lane
             i, j = position(p, out_w)
             at = i * stride * x_sh + j * stride * x_sw
-            image = x_ptr + (tile // tiles_per_image) * x_sb
+            image = x_ptr + tl.cast(tile // tiles_per_image, tl.int64) * x_sb
             inside = p < pixels
             x = tl.where(inside, load(image + a * x_sc + at, inside, ARITHMETIC) - middle, 0).to(tl.float64)
-            total += x * tl.where(inside, load(image + b * x_sc + at, inside, ARITHMETIC) - other, 0).to(tl.float64)
+            total += x * tl.where(inside, load(image + tl.cast(b, tl.int64) * x_sc + at, inside, ARITHMETIC) - other, 0).to(
+                tl.float64
+            )
         tl.store(out_ptr + (b - a), tl.sum(total))
     all_ = tl.zeros([PIXELS], tl.float64)
     row_sin, row_cos, column_sin, column_cos = all_, all_, all_, all_
@@ -90,7 +92,7 @@ def _moments(
         p = (tile % tiles_per_image).to(INDEX) * PIXELS + lane
         i, j = position(p, out_w)
         inside = p < pixels
-        source = x_ptr + (tile // tiles_per_image) * x_sb + a * x_sc
+        source = x_ptr + tl.cast(tile // tiles_per_image, tl.int64) * x_sb + a * x_sc
         x = load(source + (i * stride * x_sh + j * stride * x_sw), inside, ARITHMETIC)
         x = tl.where(inside, x - middle, 0).to(tl.float64)
         all_ += x

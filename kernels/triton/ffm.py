@@ -94,7 +94,7 @@ def _forward(
         u = _u(f, slope_ptr, offset_ptr, c + lane, there, INPUTS + 4)
         # Far below, where SiLU is 0, the quotient would be inf / inf.
         u = tl.where(u < -1000, -1000.0, u)
-        store(y_ptr + c * y_sc + to, u / (1 + tl.exp(-u)), inside & there)
+        store(y_ptr + tl.cast(c, tl.int64) * y_sc + to, u / (1 + tl.exp(-u)), inside & there)
 
 
 @triton.jit
@@ -129,7 +129,7 @@ def _backward(
     first = task * tiles_per_task
     for tile in range(first, tl.minimum(first + tiles_per_task, tiles)):
         p = ((tile % tiles_per_image).to(INDEX) * PIXELS + tl.arange(0, PIXELS).to(INDEX))[:, None]
-        b = tile // tiles_per_image
+        b = tl.cast(tile // tiles_per_image, tl.int64)
         inside = p < pixels
         i, j = position(p, out_w)
         f = _features(

@@ -132,3 +132,27 @@ def test_more_programs_than_a_launch_has_along_one_axis(monkeypatch: pytest.Monk
         monkeypatch.setattr(module, "MOST_PROGRAMS", 1)
     again = check(SHAPES["odd"])
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("axis", range(3), ids=["images", "channels", "rows"])
+def test_offsets_beyond_2_31(axis: int, layout: str) -> None:
+    """Views that span more than 2^31 elements, in memory that is reserved and barely touched."""
+    x, parameters, running, g = Mixing(3, 3, 4, 5, 4, dtype=torch.float16, layouts=(layout, layout)).operands()
+    far = []
+    for t in (x, g):
+        strides = list(t.stride())
+        strides[axis] = 2**31 // (t.shape[axis] - 1) + 64
+        size = 1 + sum((n - 1) * s for n, s in zip(t.shape, strides, strict=True))
+        assert size > 2**31
+        try:
+            far.append(torch.empty(size, dtype=t.dtype).as_strided(t.shape, strides).copy_(t))
+        except RuntimeError as error:
+            pytest.skip(f"no room: {error}")
+    arguments = (*parameters, *running, True)
+    for a, b in zip(mixer(x, *arguments), mixer(far[0], *arguments), strict=True):
+        assert torch.equal(a, b)
+    backward = ops.fourier_feature_mixer_backward
+    # Where the view is channels_last no more, sums are in another order.
+    for a, b in zip(backward(g, x, *arguments), backward(far[1], far[0], *arguments), strict=True):
+        torch.testing.assert_close(a, b)
