@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Command, Distribution, setup
+from setuptools import Command, Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
@@ -197,6 +197,9 @@ class BinaryDistribution(Distribution):
 refuse_foreign_platform()
 if __name__ == "__main__":  # false where a test imports the functions above
     setup(
+        # Only lgld_ops is ever installed; lgld_ops/lib holds compiled files and is no package.
+        packages=[*find_packages(include=["lgld_ops", "lgld_ops.*"]), "lgld_ops.triton"],
+        package_dir={"lgld_ops.triton": "kernels/triton"},
         distclass=BinaryDistribution,
         cmdclass={"build": lgld_build, "build_cmake": build_cmake, "bdist_wheel": py3_wheel},
     )
