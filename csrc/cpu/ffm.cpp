@@ -24,16 +24,6 @@ namespace {
 using Doubles = std::vector<double>;
 using Maybe = std::optional<Tensor>;
 
-bool is_floating(const Tensor& t) {
-  const ScalarType d = t.scalar_type();
-  return d == ScalarType::Float || d == ScalarType::Double || d == ScalarType::Half || d == ScalarType::BFloat16;
-}
-
-void check_kind(const char* op, const char* name, const Tensor& t) {
-  LGLD_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU, like the other arguments");
-  LGLD_CHECK(is_floating(t), op, ": ", name, " must be float32, float64, float16 or bfloat16, but is ", dtype_of(t));
-}
-
 // A parameter's elements, in order.
 template <class F>
 void each_element(const Tensor& t, F f) {
@@ -97,7 +87,7 @@ struct Arguments {
 };
 
 void check_vector(const char* op, const char* name, const Tensor& t, int64_t size, const char* meaning) {
-  check_kind(op, name, t);
+  check_kind(op, name, t, kOnCpu);
   LGLD_CHECK(t.dim() == 1 && t.size(0) == size, op, ": ", name, " must have shape [", meaning, "] = [", size, "], but has ",
              shape_of(t));
 }
@@ -113,7 +103,7 @@ Arguments gather(const char* op, const Tensor& x, const Tensor& weight, const Ma
                  const Maybe& running_var, bool training, double eps, int64_t stride) {
   Arguments a{};
   a.op = op, a.training = training;
-  check_kind(op, "x", x);
+  check_kind(op, "x", x, kOnCpu);
   LGLD_CHECK(x.dim() == 4, op, ": x must have 4 dimensions, but has shape ", shape_of(x));
   FfmShape& s = a.shape;
   s.batch = x.size(0), s.inputs = x.size(1), s.height = x.size(2), s.width = x.size(3), s.stride = stride;
@@ -123,7 +113,7 @@ Arguments gather(const char* op, const Tensor& x, const Tensor& weight, const Ma
   LGLD_CHECK(eps > 0 && std::isfinite(eps), op, ": eps must be positive, but is ", eps);
   s.out_height = (s.height + stride - 1) / stride, s.out_width = (s.width + stride - 1) / stride;
   a.wide = x.scalar_type() == ScalarType::Double;
-  check_kind(op, "weight", weight);
+  check_kind(op, "weight", weight, kOnCpu);
   const int64_t features = s.features();
   const bool flat = weight.dim() == 2, spatial = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
   LGLD_CHECK((flat || spatial) && weight.size(1) == features, op, ": weight must have shape [C, ", features, "] or [C, ",
@@ -263,7 +253,7 @@ SevenTensors fourier_feature_mixer_backward(const Tensor& grad_y, const Tensor& 
   const Arguments a = gather("fourier_feature_mixer_backward", x, weight, bias, real, imag, bn_weight, bn_bias, running_mean,
                              running_var, training, eps, stride);
   const FfmShape& s = a.shape;
-  check_kind(a.op, "grad_y", grad_y);
+  check_kind(a.op, "grad_y", grad_y, kOnCpu);
   const Ints size{s.batch, s.channels, s.out_height, s.out_width};
   LGLD_CHECK(shape_of(grad_y) == shape_text(size), a.op, ": grad_y must have shape [batch, C, Ho, Wo] = ", shape_text(size),
              ", but has ", shape_of(grad_y));
