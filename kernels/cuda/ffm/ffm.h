@@ -12,14 +12,9 @@
 
 #include "../../dtype.h"
 #include "../../ffm_shape.h"
+#include "index.h"
 
 namespace lgld::cuda {
-
-// A tensor [batch][channel][row][column]; strides in elements.
-struct FfmMap {
-  void* data;
-  int64_t batch, channel, row, column;
-};
 
 // A layer's parameter, of any of the four types; data is null where there is none.
 struct FfmVector {
@@ -54,7 +49,7 @@ struct FfmGradients {
 
 // Bytes of device memory that a call needs for its own use, aligned to 256; nothing in it outlives the call.
 size_t ffm_forward_workspace(const FfmArguments& arguments);
-size_t ffm_backward_workspace(const FfmArguments& arguments, bool need_x);
+size_t ffm_backward_workspace(const FfmArguments& arguments, const FfmMap& grad_y, bool need_x);
 
 // Fills y [batch][channels][out_height][out_width] and, in training, mean and var [channels]: double for kFloat64, else float.
 // With a batch of 0 the statistics are NaN.
@@ -62,7 +57,7 @@ cudaError_t ffm_forward(const FfmArguments& arguments, const FfmMap& y, void* me
                         cudaStream_t stream);
 
 // Fills the gradients of the parameters and, unless its data is null, grad_x, of x's shape and any strides. grad_y is read once
-// where the image has 1 or 3 channels.
+// where the image has 1 or 3 channels. The batch must not be empty.
 cudaError_t ffm_backward(const FfmArguments& arguments, const FfmMap& grad_y, const FfmMap& grad_x,
                          const FfmGradients& gradients, void* workspace, cudaStream_t stream);
 

@@ -5,12 +5,7 @@
 #include <cstdint>
 
 #include "../../ffm_shape.h"
-
-#ifdef __CUDACC__
-#define LGLD_HD __host__ __device__ __forceinline__
-#else
-#define LGLD_HD inline
-#endif
+#include "../common/index.h"
 
 namespace lgld::cuda {
 
@@ -18,19 +13,20 @@ constexpr int kWarp = 32;
 constexpr int kFfmThreads = 128;
 constexpr int kFfmWarps = kFfmThreads / kWarp;
 
-LGLD_HD int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
-LGLD_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-LGLD_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // a / b for a >= 0 and b > 0. A 64-bit division is some 70 instructions on a GPU, a 32-bit one a quarter of that.
-LGLD_HD int64_t quotient(int64_t a, int64_t b) {
+constexpr int64_t quotient(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   return a / b;
 }
 
-// A grid of blocks has at most 2^31 - 1 of them; each takes every so many units.
-constexpr int64_t kMostBlocks = 0x7fffffff;
-LGLD_HD int64_t blocks_for(int64_t units) { return units < 1 ? 1 : smaller(units, kMostBlocks); }
+// A tensor [batch][channel][row][column]; strides in elements.
+struct FfmMap {
+  void* data;
+  int64_t batch, channel, row, column;
+};
+
+// Blocks of a grid for so many units of work; a block takes every so many of them.
+constexpr int64_t blocks_for(int64_t units) { return units < 1 ? 1 : min64(units, kMostBlocks); }
 
 struct FfmPosition {
   int64_t image, row, column;  // of the grid of pixels that are read
@@ -41,9 +37,9 @@ constexpr int64_t kFfmMostChunk = 64;
 
 // Chunks of channels, of a size that makes at least 512 units of work (some 4 for each multiprocessor of an H200) where there
 // are as many, so that small maps fill a GPU as well; a multiple of 8.
-LGLD_HD int64_t ffm_chunk(int64_t channels, int64_t tiles) {
+constexpr int64_t ffm_chunk(int64_t channels, int64_t tiles) {
   int64_t chunk = kFfmMostChunk;
-  while (chunk > 8 && (chunk / 2 >= channels || tiles * ceil_of(channels, chunk) < 512)) chunk /= 2;
+  while (chunk > 8 && (chunk / 2 >= channels || tiles * ceil_div(channels, chunk) < 512)) chunk /= 2;
   return chunk;
 }
 
@@ -53,20 +49,20 @@ struct FfmPlanes {
   int64_t lanes, per_row, per_image, vectors;
   int64_t per_tile, tiles, chunk, chunks;
 
-  LGLD_HD int64_t units() const { return tiles * chunks; }
+  constexpr int64_t units() const { return tiles * chunks; }
   // The vector that a thread has as its r-th; beyond `vectors` there is none.
-  LGLD_HD int64_t vector(int64_t tile, int64_t r, int64_t thread) const { return tile * per_tile + r * kFfmThreads + thread; }
-  LGLD_HD FfmPosition at(int64_t vector) const {
+  constexpr int64_t vector(int64_t tile, int64_t r, int64_t thread) const { return tile * per_tile + r * kFfmThreads + thread; }
+  constexpr FfmPosition at(int64_t vector) const {
     const int64_t image = quotient(vector, per_image), rest = vector - image * per_image, row = quotient(rest, per_row);
     return {image, row, (rest - row * per_row) * lanes};
   }
 };
 
-LGLD_HD FfmPlanes ffm_planes(const FfmShape& s, int lanes, int per_thread) {
+constexpr FfmPlanes ffm_planes(const FfmShape& s, int lanes, int per_thread) {
   FfmPlanes p{};
   p.lanes = lanes, p.per_row = s.out_width / lanes, p.per_image = s.out_height * p.per_row, p.vectors = s.batch * p.per_image;
-  p.per_tile = static_cast<int64_t>(kFfmThreads) * per_thread, p.tiles = ceil_of(p.vectors, p.per_tile);
-  p.chunk = ffm_chunk(s.channels, p.tiles), p.chunks = ceil_of(s.channels, p.chunk);
+  p.per_tile = static_cast<int64_t>(kFfmThreads) * per_thread, p.tiles = ceil_div(p.vectors, p.per_tile);
+  p.chunk = ffm_chunk(s.channels, p.tiles), p.chunks = ceil_div(s.channels, p.chunk);
   return p;
 }
 
@@ -78,25 +74,25 @@ struct FfmLast {
   int64_t lanes, members, positions;
   int64_t tiles, chunk, chunks;
 
-  LGLD_HD int64_t units() const { return tiles * chunks; }
-  LGLD_HD int64_t first_channel(int64_t chunk_index, int64_t thread) const {
+  constexpr int64_t units() const { return tiles * chunks; }
+  constexpr int64_t first_channel(int64_t chunk_index, int64_t thread) const {
     return chunk_index * chunk + (thread & (members - 1)) * lanes;
   }
   // A thread's first position in a tile, and the distance to its next.
-  LGLD_HD int first(int thread) const { return thread / static_cast<int>(members); }
-  LGLD_HD int step() const { return kFfmThreads / static_cast<int>(members); }
+  constexpr int first(int thread) const { return thread / static_cast<int>(members); }
+  constexpr int step() const { return kFfmThreads / static_cast<int>(members); }
 };
 
-LGLD_HD FfmLast ffm_last(const FfmShape& s, int lanes) {
+constexpr FfmLast ffm_last(const FfmShape& s, int lanes) {
   FfmLast p{};
-  p.lanes = lanes, p.positions = s.positions(), p.tiles = ceil_of(p.positions, kFfmTile);
+  p.lanes = lanes, p.positions = s.positions(), p.tiles = ceil_div(p.positions, kFfmTile);
   p.members = 1;
   while (p.members * lanes < s.channels && p.members * lanes < kFfmMostChunk && p.members < kWarp) p.members *= 2;
-  p.chunk = p.members * lanes, p.chunks = ceil_of(s.channels, p.chunk);
+  p.chunk = p.members * lanes, p.chunks = ceil_div(s.channels, p.chunk);
   return p;
 }
 
-LGLD_HD FfmPosition ffm_position(const FfmShape& s, int64_t position) {
+constexpr FfmPosition ffm_position(const FfmShape& s, int64_t position) {
   const int64_t plane = s.out_height * s.out_width, image = quotient(position, plane), rest = position - image * plane;
   const int64_t row = quotient(rest, s.out_width);
   return {image, row, rest - row * s.out_width};
@@ -109,17 +105,17 @@ struct FfmMoments {
   int64_t rows, rows_per_task, row_tasks, tasks;
   int64_t record;  // doubles that a task leaves: products of pairs of channels, channels, channels times each position term
 
-  LGLD_HD int groups() const { return kFfmThreads / static_cast<int>(columns); }  // rows that are read at a time
+  constexpr int groups() const { return kFfmThreads / static_cast<int>(columns); }  // rows that are read at a time
 };
 
-LGLD_HD FfmMoments ffm_moments(const FfmShape& s) {
+constexpr FfmMoments ffm_moments(const FfmShape& s) {
   FfmMoments m{};
-  m.columns = smaller(s.out_width, kFfmThreads), m.column_tiles = ceil_of(s.out_width, m.columns);
+  m.columns = min64(s.out_width, kFfmThreads), m.column_tiles = ceil_div(s.out_width, m.columns);
   m.rows = s.batch * s.out_height;
   // 8 rows a thread, and no more than 1024 tasks, whose sums one block adds, where the width allows it.
-  const int64_t wanted = ceil_of(m.rows, m.groups() * 8), most = larger(1, 1024 / m.column_tiles);
-  m.rows_per_task = larger(1, ceil_of(m.rows, larger(1, smaller(wanted, most))));
-  m.row_tasks = ceil_of(m.rows, m.rows_per_task), m.tasks = m.column_tiles * m.row_tasks;
+  const int64_t wanted = ceil_div(m.rows, m.groups() * 8), most = max64(1, 1024 / m.column_tiles);
+  m.rows_per_task = max64(1, ceil_div(m.rows, max64(1, min64(wanted, most))));
+  m.row_tasks = ceil_div(m.rows, m.rows_per_task), m.tasks = m.column_tiles * m.row_tasks;
   m.record = s.pairs() + 5 * s.inputs;
   return m;
 }
@@ -129,33 +125,39 @@ struct FfmSamples {
   int64_t images, rows, columns;  // how many of each
   int64_t image_step, row_step, column_step;
 
-  LGLD_HD int64_t count() const { return images * rows * columns; }
+  constexpr int64_t count() const { return images * rows * columns; }
 };
 
-LGLD_HD FfmSamples ffm_samples(const FfmShape& s) {
+constexpr FfmSamples ffm_samples(const FfmShape& s) {
   FfmSamples q{};
-  q.image_step = ceil_of(s.batch, 4), q.row_step = ceil_of(s.out_height, 8), q.column_step = ceil_of(s.out_width, 8);
-  q.images = s.batch == 0 ? 0 : ceil_of(s.batch, q.image_step);
-  q.rows = ceil_of(s.out_height, q.row_step), q.columns = ceil_of(s.out_width, q.column_step);
+  q.image_step = ceil_div(s.batch, 4), q.row_step = ceil_div(s.out_height, 8), q.column_step = ceil_div(s.out_width, 8);
+  q.images = s.batch == 0 ? 0 : ceil_div(s.batch, q.image_step);
+  q.rows = ceil_div(s.out_height, q.row_step), q.columns = ceil_div(s.out_width, q.column_step);
   return q;
 }
 
 // The folded map of a channel lies as [image ..., column sin, column cos, row sin, row cos, offset, ...], 16 bytes aligned.
-LGLD_HD int64_t ffm_record(int64_t inputs) { return (inputs + 5 + 3) / 4 * 4; }
+constexpr int64_t ffm_record(int64_t inputs) { return (inputs + 5 + 3) / 4 * 4; }
 
 // Which of the tensor's layouts the fast kernels take.
 enum class FfmLayout { kPlanes, kPlanesByOne, kLast };
 
-// `column` to `batch` are a map's strides, `aligned` says whether its data starts at a multiple of `lanes` elements.
-LGLD_HD FfmLayout ffm_layout(const FfmShape& s, bool aligned, int64_t batch, int64_t channel, int64_t row, int64_t column,
-                             int lanes_of_planes, int lanes_of_last) {
-  const auto whole = [&](int64_t stride, int lanes, int64_t extent) { return extent == 1 || stride % lanes == 0; };
-  const int p = lanes_of_planes, l = lanes_of_last;
-  if (aligned && column == 1 && s.out_width % p == 0 && whole(batch, p, s.batch) && whole(channel, p, s.channels) &&
-      whole(row, p, s.out_height))
-    return FfmLayout::kPlanes;
-  if (aligned && channel == 1 && s.channels % l == 0 && whole(batch, l, s.batch) && whole(row, l, s.out_height) &&
-      whole(column, l, s.out_width))
+// Whether every run of `lanes` columns from a multiple of `lanes` on is one aligned access.
+inline bool ffm_whole_vectors(const FfmMap& m, int64_t batch, int64_t channels, int64_t rows, int64_t columns, size_t element,
+                              int lanes) {
+  const auto whole = [&](int64_t stride, int64_t extent) { return extent == 1 || stride % lanes == 0; };
+  return reinterpret_cast<uintptr_t>(m.data) % (static_cast<size_t>(lanes) * element) == 0 && m.column == 1 &&
+         columns % lanes == 0 && whole(m.batch, batch) && whole(m.channel, channels) && whole(m.row, rows);
+}
+
+// Which kernels take a map of y's shape; the lanes are the elements that a thread moves at once, of a plane and of a position's
+// channels. kLast takes maps whose positions are `column` elements apart throughout.
+inline FfmLayout ffm_layout(const FfmShape& s, const FfmMap& m, size_t element, int lanes_of_planes, int lanes_of_last) {
+  if (ffm_whole_vectors(m, s.batch, s.channels, s.out_height, s.out_width, element, lanes_of_planes)) return FfmLayout::kPlanes;
+  const bool dense = (s.out_height == 1 || m.row == s.out_width * m.column) &&
+                     (s.batch == 1 || m.batch == s.out_height * s.out_width * m.column);
+  const bool aligned = reinterpret_cast<uintptr_t>(m.data) % (static_cast<size_t>(lanes_of_last) * element) == 0;
+  if (aligned && m.channel == 1 && dense && s.channels % lanes_of_last == 0 && m.column % lanes_of_last == 0)
     return FfmLayout::kLast;
   return FfmLayout::kPlanesByOne;
 }

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kFfmThreads) begin(const __grid_constant__ Ffm
     double sum = 0;
     for (int64_t i = lane; i < q.count(); i += kWarp) {
       const int64_t column = i % q.columns, rest = i / q.columns, row = rest % q.rows, image = rest / q.rows;
-      sum += arithmetic(*address<const E>(f.a.x, image * q.image_step, k, row * q.row_step * s.stride,
+      sum += widen(*address<const E>(f.a.x, image * q.image_step, k, row * q.row_step * s.stride,
                                           column * q.column_step * s.stride));
     }
     sum = warp_sum(sum);
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kFfmThreads) moments(const __grid_constant__ F
   const int group = static_cast<int>(threadIdx.x) / columns;
   const int64_t row_tile = quotient(blockIdx.x, plan.column_tiles), column_tile = blockIdx.x - row_tile * plan.column_tiles;
   const int64_t column = column_tile * columns + (static_cast<int>(threadIdx.x) - group * columns);
-  const int64_t begin = row_tile * plan.rows_per_task, end = smaller(begin + plan.rows_per_task, plan.rows);
+  const int64_t begin = row_tile * plan.rows_per_task, end = min64(begin + plan.rows_per_task, plan.rows);
   double product[kPairs] = {}, sum[kIn] = {}, row_sin[kIn] = {}, row_cos[kIn] = {};
   T centre[kIn];
 #pragma unroll
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kFfmThreads) moments(const __grid_constant__ F
       double sine[kRows], cosine[kRows];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const int64_t at = smaller(row + r * groups, end - 1);
+        const int64_t at = min64(row + r * groups, end - 1);
         const int64_t image = quotient(at, s.out_height), i = at - image * s.out_height;
 #pragma unroll
         for (int k = 0; k < kIn; ++k) pixel[r][k] = *address<const E>(f.a.x, image, k, i * s.stride, column * s.stride);
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kFfmThreads) moments(const __grid_constant__ F
         if (row + r * groups < end) {
           double v[kIn];
 #pragma unroll
-          for (int k = 0; k < kIn; ++k) v[k] = arithmetic(pixel[r][k]) - centre[k];
+          for (int k = 0; k < kIn; ++k) v[k] = widen(pixel[r][k]) - centre[k];
           int pair = 0;
 #pragma unroll
           for (int k = 0; k < kIn; ++k) {
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kFfmThreads) moments(const __grid_constant__ F
   double values[kRecord];
 #pragma unroll
   for (int e = 0; e < kPairs; ++e) values[e] = product[e];
-  const int64_t inside = smaller(column, s.out_width - 1);
+  const int64_t inside = min64(column, s.out_width - 1);
   const double column_sin = f.m.columns[inside], column_cos = f.m.columns[s.out_width + inside];
 #pragma unroll
   for (int k = 0; k < kIn; ++k) {
@@ -170,8 +170,8 @@ __global__ void __launch_bounds__(kFfmThreads) moments_of_any(const __grid_const
   for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
     const int64_t task = unit / plan.record, moment = unit - task * plan.record;
     const int64_t row_tile = quotient(task, plan.column_tiles), column_tile = task - row_tile * plan.column_tiles;
-    const int64_t begin = row_tile * plan.rows_per_task, rows = smaller(begin + plan.rows_per_task, plan.rows) - begin;
-    const int64_t left = column_tile * plan.columns, columns = smaller(plan.columns, s.out_width - left);
+    const int64_t begin = row_tile * plan.rows_per_task, rows = min64(begin + plan.rows_per_task, plan.rows) - begin;
+    const int64_t left = column_tile * plan.columns, columns = min64(plan.columns, s.out_width - left);
     // Which channel, times which other one or which term.
     int64_t k = 0, other = moment;
     if (moment < s.pairs()) {
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kFfmThreads) moments_of_any(const __grid_const
       const int64_t r = quotient(p, columns), j = left + p - r * columns, at = begin + r;
       const int64_t image = quotient(at, s.out_height), i = at - image * s.out_height;
       const auto pixel = [&](int64_t channel) {
-        return arithmetic(*address<const E>(f.a.x, image, channel, i * s.stride, j * s.stride));
+        return widen(*address<const E>(f.a.x, image, channel, i * s.stride, j * s.stride));
       };
       const double v = pixel(k) - centre;
       const double times = term < 0    ? pixel(other) - static_cast<T>(f.m.centre[other])
@@ -358,12 +358,12 @@ __global__ void __launch_bounds__(kFfmThreads) correct(const __grid_constant__ F
 }  // namespace
 
 template <class E>
-cudaError_t ffm_prepare(const FfmCall<typename Arithmetic<E>::Type>& call, void* mean, void* var, cudaStream_t stream) {
-  using T = typename Arithmetic<E>::Type;
+cudaError_t ffm_prepare(const FfmCall<Compute<E>>& call, void* mean, void* var, cudaStream_t stream) {
+  using T = Compute<E>;
   const FfmShape& s = call.a.shape;
   // The longest of the loops in `begin`, but no more blocks than fill a GPU.
-  const int64_t longest = larger(larger(s.out_height, s.out_width), larger(s.channels, s.inputs * kWarp));
-  cudaError_t status = launch(begin<E, T>, smaller(ceil_of(longest, kFfmThreads), 1024), kFfmThreads, 0, stream, call);
+  const int64_t longest = max64(max64(s.out_height, s.out_width), max64(s.channels, s.inputs * kWarp));
+  cudaError_t status = launch(begin<E, T>, min64(ceil_div(longest, kFfmThreads), 1024), kFfmThreads, 0, stream, call);
   if (status != cudaSuccess || !call.a.training) return status;
   const FfmMoments plan = ffm_moments(s);
   if (plan.tasks > 0 && (s.inputs == 1 || s.inputs == 3) && plan.tasks <= kMostBlocks) {
@@ -385,8 +385,8 @@ cudaError_t ffm_finish_backward(const FfmCall<T>& call, const FfmGradients& g, c
 
 template cudaError_t ffm_prepare<float>(const FfmCall<float>&, void*, void*, cudaStream_t);
 template cudaError_t ffm_prepare<double>(const FfmCall<double>&, void*, void*, cudaStream_t);
-template cudaError_t ffm_prepare<Half>(const FfmCall<float>&, void*, void*, cudaStream_t);
-template cudaError_t ffm_prepare<Brain>(const FfmCall<float>&, void*, void*, cudaStream_t);
+template cudaError_t ffm_prepare<__half>(const FfmCall<float>&, void*, void*, cudaStream_t);
+template cudaError_t ffm_prepare<__nv_bfloat16>(const FfmCall<float>&, void*, void*, cudaStream_t);
 template cudaError_t ffm_finish_backward<float>(const FfmCall<float>&, const FfmGradients&, cudaStream_t);
 template cudaError_t ffm_finish_backward<double>(const FfmCall<double>&, const FfmGradients&, cudaStream_t);
 

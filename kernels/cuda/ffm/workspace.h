@@ -68,26 +68,10 @@ cudaError_t launch(void (*kernel)(Parameter...), int64_t blocks, int threads, si
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// f(element) with an E of the type.
-template <class F>
-cudaError_t with_type(Dtype type, F f) {
-  switch (type) {
-    case Dtype::kFloat32:
-      return f(float{});
-    case Dtype::kFloat64:
-      return f(double{});
-    case Dtype::kFloat16:
-      return f(Half{});
-    case Dtype::kBFloat16:
-      return f(Brain{});
-  }
-  return cudaErrorInvalidValue;
-}
-
 // The position terms, the statistics and the folded map of a call, ready for the passes over the map. mean and var, each [channels],
 // are written in training where they are not null.
 template <class E>
-cudaError_t ffm_prepare(const FfmCall<typename Arithmetic<E>::Type>& call, void* mean, void* var, cudaStream_t stream);
+cudaError_t ffm_prepare(const FfmCall<Compute<E>>& call, void* mean, void* var, cudaStream_t stream);
 
 // The gradients of the parameters, and the correction of grad_x where it is wanted, from the sums that a pass left.
 template <class T>
