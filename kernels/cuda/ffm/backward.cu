@@ -1,5 +1,6 @@
 // Backward: u is computed again from the image, and with g_u = grad_y SiLU'(u) each channel's sums of g_u and g_u f' remain, a
 // record for each tile of positions, and for grad_x the sum over channels of slope g_u. grad_y is read once.
+
 #include "tile.cuh"
 
 namespace lgld::cuda {
@@ -195,6 +196,7 @@ template <class E, class T>
 __global__ void __launch_bounds__(kFfmThreads) sums_of_any(const __grid_constant__ FfmCall<T> f,
                                                            const __grid_constant__ FfmMap grad_y) {
   __shared__ T gradient[kFfmTile];
+  __shared__ FfmPosition at[kFfmTile];
   const FfmShape& s = f.a.shape;
   const int64_t n = s.inputs, units = f.m.tiles * s.channels;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -202,13 +204,15 @@ __global__ void __launch_bounds__(kFfmThreads) sums_of_any(const __grid_constant
     const int64_t c = quotient(unit, f.m.tiles), tile = unit - c * f.m.tiles, first = tile * kFfmTile;
     const int positions = static_cast<int>(min64(kFfmTile, s.positions() - first));
     __syncthreads();  // the last unit's gradients have been read
-    for (int i = threadIdx.x; i < positions; i += kFfmThreads)
-      gradient[i] = gradient_at<E>(f, grad_y, ffm_position(s, first + i), c);
+    for (int i = threadIdx.x; i < positions; i += kFfmThreads) {
+      at[i] = ffm_position(s, first + i);
+      gradient[i] = gradient_at<E>(f, grad_y, at[i], c);
+    }
     __syncthreads();
     for (int64_t e = warp; e < n + 5; e += kFfmWarps) {
       T sum = 0;
       for (int i = lane; i < positions; i += kWarp)
-        sum = e == 0 ? sum + gradient[i] : fma(gradient[i], feature_at<E>(f, ffm_position(s, first + i), e - 1), sum);
+        sum = e == 0 ? sum + gradient[i] : fma(gradient[i], feature_at<E>(f, at[i], e - 1), sum);
       sum = warp_sum(sum);
       if (lane == 0) f.m.sums[unit * (n + 5) + e] = sum;
     }

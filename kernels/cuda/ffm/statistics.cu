@@ -107,28 +107,29 @@ __global__ void __launch_bounds__(kFfmThreads) moments(const __grid_constant__ F
   const FfmMoments plan = ffm_moments(s);
   const int columns = static_cast<int>(plan.columns), groups = plan.groups();
   const int group = static_cast<int>(threadIdx.x) / columns;
-  const int64_t row_tile = quotient(blockIdx.x, plan.column_tiles), column_tile = blockIdx.x - row_tile * plan.column_tiles;
-  const int64_t column = column_tile * columns + (static_cast<int>(threadIdx.x) - group * columns);
-  const int64_t begin = row_tile * plan.rows_per_task, end = min64(begin + plan.rows_per_task, plan.rows);
-  double product[kPairs] = {}, sum[kIn] = {}, row_sin[kIn] = {}, row_cos[kIn] = {};
   T centre[kIn];
 #pragma unroll
   for (int k = 0; k < kIn; ++k) centre[k] = static_cast<T>(f.m.centre[k]);
-  if (group < groups && column < s.out_width) {
-    for (int64_t row = begin + group; row < end; row += kRows * groups) {
-      E pixel[kRows][kIn];
-      double sine[kRows], cosine[kRows];
+  for (int64_t task = blockIdx.x; task < plan.tasks; task += gridDim.x) {
+    const int64_t row_tile = quotient(task, plan.column_tiles), column_tile = task - row_tile * plan.column_tiles;
+    const int64_t column = column_tile * columns + (static_cast<int>(threadIdx.x) - group * columns);
+    const int64_t begin = row_tile * plan.rows_per_task, end = min64(begin + plan.rows_per_task, plan.rows);
+    double product[kPairs] = {}, sum[kIn] = {}, row_sin[kIn] = {}, row_cos[kIn] = {};
+    if (group < groups && column < s.out_width) {
+      for (int64_t row = begin + group; row < end; row += kRows * groups) {
+        E pixel[kRows][kIn];
+        double sine[kRows], cosine[kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t at = min64(row + r * groups, end - 1);
-        const int64_t image = quotient(at, s.out_height), i = at - image * s.out_height;
+        for (int r = 0; r < kRows; ++r) {
+          const int64_t at = min64(row + r * groups, end - 1);
+          const int64_t image = quotient(at, s.out_height), i = at - image * s.out_height;
 #pragma unroll
-        for (int k = 0; k < kIn; ++k) pixel[r][k] = *address<const E>(f.a.x, image, k, i * s.stride, column * s.stride);
-        sine[r] = f.m.rows[i], cosine[r] = f.m.rows[s.out_height + i];
-      }
+          for (int k = 0; k < kIn; ++k) pixel[r][k] = *address<const E>(f.a.x, image, k, i * s.stride, column * s.stride);
+          sine[r] = f.m.rows[i], cosine[r] = f.m.rows[s.out_height + i];
+        }
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (row + r * groups < end) {
+        for (int r = 0; r < kRows; ++r) {
+          if (row + r * groups >= end) continue;
           double v[kIn];
 #pragma unroll
           for (int k = 0; k < kIn; ++k) v[k] = widen(pixel[r][k]) - centre[k];
@@ -142,22 +143,22 @@ __global__ void __launch_bounds__(kFfmThreads) moments(const __grid_constant__ F
         }
       }
     }
-  }
-  double values[kRecord];
+    double values[kRecord];
 #pragma unroll
-  for (int e = 0; e < kPairs; ++e) values[e] = product[e];
-  const int64_t inside = min64(column, s.out_width - 1);
-  const double column_sin = f.m.columns[inside], column_cos = f.m.columns[s.out_width + inside];
+    for (int e = 0; e < kPairs; ++e) values[e] = product[e];
+    const int64_t inside = min64(column, s.out_width - 1);
+    const double column_sin = f.m.columns[inside], column_cos = f.m.columns[s.out_width + inside];
 #pragma unroll
-  for (int k = 0; k < kIn; ++k) {
-    values[kPairs + k] = sum[k];
-    values[kPairs + kIn + k] = row_sin[k];
-    values[kPairs + 2 * kIn + k] = row_cos[k];
-    values[kPairs + 3 * kIn + k] = sum[k] * column_sin;
-    values[kPairs + 4 * kIn + k] = sum[k] * column_cos;
+    for (int k = 0; k < kIn; ++k) {
+      values[kPairs + k] = sum[k];
+      values[kPairs + kIn + k] = row_sin[k];
+      values[kPairs + 2 * kIn + k] = row_cos[k];
+      values[kPairs + 3 * kIn + k] = sum[k] * column_sin;
+      values[kPairs + 4 * kIn + k] = sum[k] * column_cos;
+    }
+    block_sums(values, room, [&](int e, double total) { f.m.partial[task * kRecord + e] = total; });
+    __syncthreads();  // room is written again
   }
-  double* const record = f.m.partial + static_cast<int64_t>(blockIdx.x) * kRecord;
-  block_sums(values, room, [&](int e, double total) { record[e] = total; });
 }
 
 // Any number of channels: a block for each moment of each task, which reads two of the image's channels.
@@ -347,7 +348,7 @@ __global__ void __launch_bounds__(kFfmThreads) correct(const __grid_constant__ F
           return;
         }
         out[l] = static_cast<T>(total);
-        offset -= total * (f.m.mean[l] - (l < n ? f.m.centre[l] : 0.0));
+        if (f.a.training) offset -= total * (f.m.mean[l] - (l < n ? f.m.centre[l] : 0.0));
         if (l == 0) out[features] = static_cast<T>(offset);
       });
       __syncthreads();  // room is written again
@@ -366,9 +367,9 @@ cudaError_t ffm_prepare(const FfmCall<Compute<E>>& call, void* mean, void* var, 
   cudaError_t status = launch(begin<E, T>, min64(ceil_div(longest, kFfmThreads), 1024), kFfmThreads, 0, stream, call);
   if (status != cudaSuccess || !call.a.training) return status;
   const FfmMoments plan = ffm_moments(s);
-  if (plan.tasks > 0 && (s.inputs == 1 || s.inputs == 3) && plan.tasks <= kMostBlocks) {
+  if (plan.tasks > 0 && (s.inputs == 1 || s.inputs == 3)) {
     const auto kernel = s.inputs == 1 ? moments<E, T, 1> : moments<E, T, 3>;
-    status = launch(kernel, plan.tasks, kFfmThreads, 0, stream, call);
+    status = launch(kernel, blocks_for(plan.tasks), kFfmThreads, 0, stream, call);
   } else if (plan.tasks > 0) {
     status = launch(moments_of_any<E, T>, blocks_for(plan.tasks * plan.record), kFfmThreads, 0, stream, call);
   }

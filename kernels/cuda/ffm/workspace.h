@@ -23,13 +23,13 @@ struct FfmMemory {
   int64_t tiles, chunks;
 };
 
-// Cuts `base` into the parts above; returns the bytes that they take, also where base is null.
+// Cuts `base` into the parts above, null those that have no elements; returns the bytes that they take, also where base is null.
 template <class T>
 size_t ffm_memory(const FfmShape& s, bool training, int64_t tiles, int64_t chunks, bool need_x, void* base, FfmMemory<T>* m) {
   size_t used = 0;
   const auto take = [&](auto*& part, int64_t count) {
     using Item = std::remove_reference_t<decltype(*part)>;
-    part = base == nullptr ? nullptr : reinterpret_cast<Item*>(static_cast<char*>(base) + used);
+    part = base == nullptr || count == 0 ? nullptr : reinterpret_cast<Item*>(static_cast<char*>(base) + used);
     used += (static_cast<size_t>(count) * sizeof(Item) + 255) / 256 * 256;
   };
   const int64_t features = s.features();

@@ -34,8 +34,6 @@ struct Machine {
   ucontext_t scheduler;
   std::vector<Fiber> fibers;  // stacks are kept from launch to launch
   unsigned threads = 0, current = 0;
-  uint3 block{0, 0, 0};
-  dim3 block_size, grid_size;
   void* shared = nullptr;
   const std::function<void()>* kernel = nullptr;
   std::mt19937 random{1};
@@ -85,7 +83,7 @@ void run_block() {
     bool ran = false, running = false;
     for (const unsigned t : sequence) {
       if (machine.fibers[t].state != State::kReady) continue;
-      machine.current = t, ran = true;
+      machine.current = threadIdx.x = t, ran = true;
       swapcontext(&machine.scheduler, &machine.fibers[t].context);
     }
     for (unsigned t = 0; t < machine.threads; t += kWarp)
@@ -105,10 +103,6 @@ void run_block() {
 void set_order(Order order) { machine.order = order; }
 void set_most_blocks(unsigned blocks) { machine.most_blocks = blocks; }
 int64_t launches() { return machine.launches; }
-uint3 thread() { return {machine.current, 0, 0}; }
-uint3 block() { return machine.block; }
-dim3 block_size() { return machine.block_size; }
-dim3 grid_size() { return machine.grid_size; }
 void* shared_memory() { return machine.shared; }
 void wait_for_block() { wait(State::kAtBlock); }
 void wait_for_warp() { wait(State::kAtWarp); }
@@ -124,10 +118,10 @@ void exchange(const void* give, void* take, size_t bytes, unsigned from) {
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
   ++machine.launches;
   if (machine.fibers.size() < block.x) machine.fibers.resize(block.x);
-  machine.threads = block.x, machine.block_size = block, machine.kernel = &kernel;
-  machine.grid_size = dim3(machine.most_blocks > 0 ? std::min(machine.most_blocks, grid.x) : grid.x);
+  machine.threads = block.x, machine.kernel = &kernel;
+  blockDim = block, gridDim = dim3(machine.most_blocks > 0 ? std::min(machine.most_blocks, grid.x) : grid.x);
   const lgld::test::Guarded shared(std::max<size_t>(shared_bytes, 16), 16, lgld::test::Against::kEnd);
-  for (machine.block = {0, 0, 0}; machine.block.x < machine.grid_size.x; ++machine.block.x) {
+  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
     std::memset(shared.data(), 0xff, shared_bytes);
     machine.shared = shared.data();
     run_block();

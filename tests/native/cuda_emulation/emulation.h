@@ -18,7 +18,7 @@ struct uint3 {
 };
 
 struct dim3 : uint3 {
-  explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : uint3{x, y, z} {}
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : uint3{x, y, z} {}
 };
 
 namespace emulation {
@@ -31,10 +31,6 @@ void set_most_blocks(unsigned blocks);
 // Launches since the start.
 int64_t launches();
 
-uint3 thread();
-uint3 block();
-dim3 block_size();
-dim3 grid_size();
 void* shared_memory();
 void wait_for_block();
 void wait_for_warp();
@@ -59,10 +55,9 @@ uint16_t narrow_brain(float value);
 #define __restrict__ __restrict
 #define __shared__ static
 #define __align__(n) alignas(n)
-#define threadIdx (::emulation::thread())
-#define blockIdx (::emulation::block())
-#define blockDim (::emulation::block_size())
-#define gridDim (::emulation::grid_size())
+
+inline uint3 threadIdx{}, blockIdx{};
+inline dim3 blockDim, gridDim;
 
 inline void __syncthreads() { ::emulation::wait_for_block(); }
 inline void __syncwarp(unsigned = 0xffffffffu) { ::emulation::wait_for_warp(); }
