@@ -45,8 +45,7 @@ FfmShape ffm_arguments(const char* op, Place place, const FfmTensors& t) {
     LGLD_CHECK(s.positions() != 1, op, ": training must have more than 1 value per channel, but x of size ", shape_of(x),
                " and stride ", t.stride, " make 1");
   } else {
-    LGLD_CHECK(t.running_mean && t.running_var, op,
-               ": running_mean and running_var must be given where training is False");
+    LGLD_CHECK(t.running_mean && t.running_var, op, ": running_mean and running_var must be given where training is False");
     optional_vector("running_mean", t.running_mean);
     optional_vector("running_var", t.running_var);
   }

@@ -174,8 +174,8 @@ std::tuple<Tensor, Tensor, Tensor> fourier_feature_mixer(const Tensor& x, const 
                                                          const Tensor& real, const Tensor& imag, const Maybe& bn_weight,
                                                          const Maybe& bn_bias, const Maybe& running_mean,
                                                          const Maybe& running_var, bool training, double eps, int64_t stride) {
-  const Arguments a = gather("fourier_feature_mixer", {x, weight, bias, real, imag, bn_weight, bn_bias, running_mean, running_var,
-                                                       training, eps, stride});
+  const Arguments a = gather("fourier_feature_mixer", {x, weight, bias, real, imag, bn_weight, bn_bias, running_mean,
+                                                       running_var, training, eps, stride});
   const FfmShape& s = a.shape;
   const Tensor y = map_like(a.op, x, {s.batch, s.channels, s.out_height, s.out_width});
   const FfmPlan plan = plan_ffm(s, a.wide);

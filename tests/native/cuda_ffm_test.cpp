@@ -1,6 +1,7 @@
-// The Fourier feature mixer's CUDA kernels, run on the host (cuda_emulation/emulation.h), against the layer's definition in double:
-// features, projection, BatchNorm in two passes, SiLU, and its textbook gradients. Tensors and workspace stand against forbidden
-// pages and start as NaN; threads run in several orders, and with fewer blocks than were asked for, equal to the last bit.
+// The Fourier feature mixer's CUDA kernels, run on the host (cuda_emulation/emulation.h), against the layer's definition in
+// double: features, projection, BatchNorm in two passes, SiLU, and its textbook gradients. Tensors and workspace stand against
+// forbidden pages and start as NaN; threads run in several orders, and with fewer blocks than were asked for, equal to the last
+// bit.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -193,7 +194,8 @@ Results run_layer(const Layer& l, const Maps<E>& m, bool need_x, const std::stri
   a.running_mean = l.running_mean.vector(), a.running_var = l.running_var.vector();
   const auto room = [](size_t bytes, size_t unit) { return Guarded(bytes, unit, Against::kEnd); };
   const int64_t given = l.training ? s.channels : 0;
-  const Guarded mean = room(std::max<size_t>(1, given * sizeof(T)), sizeof(T)), var = room(mean.data() ? given * sizeof(T) + 8 : 0, 8);
+  const Guarded mean = room(std::max<size_t>(1, given * sizeof(T)), sizeof(T)),
+                var = room(mean.data() ? given * sizeof(T) + 8 : 0, 8);
   Results r;
   {
     const Guarded workspace = room(cuda::ffm_forward_workspace(a), 256);
@@ -358,8 +360,8 @@ int run(uint64_t seed, int count) {
             cuda::quotient(0xffffffff, 0xffffffff) == 1,
         "quotient");
   std::vector<FfmShape> shapes = {
-      shape_of(2, 3, 4, 16, 16, 2), shape_of(1, 3, 72, 10, 48, 2), shape_of(2, 1, 6, 9, 64, 2),  shape_of(2, 5, 4, 6, 21, 1),
-      shape_of(3, 3, 2, 5, 1, 2),   shape_of(1, 3, 8, 3, 300, 1),  shape_of(1, 9, 2, 3, 40, 2),  shape_of(70, 3, 8, 5, 6, 2),
+      shape_of(2, 3, 4, 16, 16, 2), shape_of(1, 3, 72, 10, 48, 2), shape_of(2, 1, 6, 9, 64, 2),   shape_of(2, 5, 4, 6, 21, 1),
+      shape_of(3, 3, 2, 5, 1, 2),   shape_of(1, 3, 8, 3, 300, 1),  shape_of(1, 9, 2, 3, 40, 2),   shape_of(70, 3, 8, 5, 6, 2),
       shape_of(1, 2, 4, 20, 7, 3),  shape_of(1, 1, 140, 1, 2, 1),  shape_of(1, 3, 12, 64, 64, 1),
   };
   for (int i = 0; i < count; ++i)
@@ -372,9 +374,9 @@ int run(uint64_t seed, int count) {
     for (int pass = 0; pass < 2; ++pass, ++number) {
       const Layout in = layouts[pass], out = layouts[number % 3];
       const bool training = s.positions() > 3 && (number / 2) % 3 != 2, plain = number % 4 < 2;
-      const std::string shape = "[" + std::to_string(s.batch) + "," + std::to_string(s.inputs) + "," + std::to_string(s.height) +
-                                "," + std::to_string(s.width) + "] C " + std::to_string(s.channels) + " stride " +
-                                std::to_string(s.stride);
+      const std::string shape = "[" + std::to_string(s.batch) + "," + std::to_string(s.inputs) + "," +
+                                std::to_string(s.height) + "," + std::to_string(s.width) + "] C " + std::to_string(s.channels) +
+                                " stride " + std::to_string(s.stride);
       test_layer<float>(s, in, out, training, plain, shape, random);
       test_layer<double>(s, in, in, training, plain, shape, random);
       test_layer<Float16>(s, in, out, training, plain, shape, random);
@@ -382,8 +384,8 @@ int run(uint64_t seed, int count) {
     }
   }
   std::printf("%zu shapes, %lld launches, seed %llu\n%lld passed, %lld failed\n", shapes.size(),
-              static_cast<long long>(emulation::launches()), static_cast<unsigned long long>(seed), static_cast<long long>(passed),
-              static_cast<long long>(failed));
+              static_cast<long long>(emulation::launches()), static_cast<unsigned long long>(seed),
+              static_cast<long long>(passed), static_cast<long long>(failed));
   return failed == 0 ? 0 : 1;
 }
 

@@ -28,8 +28,8 @@ __device__ __forceinline__ T* projected_at(const FfmCall<T>& f, int64_t chunk, i
 // Planes of grad_y, of any strides where kVectors is false. Sums over a warp's positions gather in shared memory, a record for
 // each warp and channel, and are added up at the end.
 template <class E, class T, int kIn, bool kVectors>
-__global__ void __launch_bounds__(kFfmThreads) backward_planes(const __grid_constant__ FfmCall<T> f,
-                                                               const __grid_constant__ FfmMap grad_y) {
+__global__ void __launch_bounds__(kFfmThreads)
+    backward_planes(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap grad_y) {
   constexpr int kLanes = FfmVectors<E, kVectors>::kLanes, kCount = FfmVectors<E, kVectors>::kCount, kRecord = ffm_record(kIn);
   const FfmShape& s = f.a.shape;
   const FfmPlanes plan = ffm_planes(s, kLanes, kCount);
@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(kFfmThreads) backward_planes(const __grid_cons
 // The channels of grad_y are neighbours. A thread keeps the folded map and the sums of kLanes channels in registers; what a
 // position's channels give grad_x is added up over the threads that share it.
 template <class E, class T, int kIn>
-__global__ void __launch_bounds__(kFfmThreads) backward_last(const __grid_constant__ FfmCall<T> f,
-                                                             const __grid_constant__ FfmMap grad_y) {
+__global__ void __launch_bounds__(kFfmThreads)
+    backward_last(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap grad_y) {
   constexpr int kLanes = kLastLanes<E>, kRecord = ffm_record(kIn);
   const FfmShape& s = f.a.shape;
   const FfmLast plan = ffm_last(s, kLanes);
@@ -193,8 +193,8 @@ __device__ __forceinline__ T gradient_at(const FfmCall<T>& f, const FfmMap& grad
 
 // A block for each channel of each tile: g_u of the tile's positions once, then a warp for each of the sums.
 template <class E, class T>
-__global__ void __launch_bounds__(kFfmThreads) sums_of_any(const __grid_constant__ FfmCall<T> f,
-                                                           const __grid_constant__ FfmMap grad_y) {
+__global__ void __launch_bounds__(kFfmThreads)
+    sums_of_any(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap grad_y) {
   __shared__ T gradient[kFfmTile];
   __shared__ FfmPosition at[kFfmTile];
   const FfmShape& s = f.a.shape;
@@ -221,8 +221,8 @@ __global__ void __launch_bounds__(kFfmThreads) sums_of_any(const __grid_constant
 
 // A thread for each position and kPart of the image's channels; grad_y is read again for each part.
 template <class E, class T>
-__global__ void __launch_bounds__(kFfmThreads) project_any(const __grid_constant__ FfmCall<T> f,
-                                                           const __grid_constant__ FfmMap grad_y) {
+__global__ void __launch_bounds__(kFfmThreads)
+    project_any(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap grad_y) {
   constexpr int kPart = 8;
   const FfmShape& s = f.a.shape;
   const int64_t n = s.inputs, positions = s.positions(), all = positions * ceil_div(n, kPart);
@@ -249,8 +249,8 @@ __global__ void __launch_bounds__(kFfmThreads) project_any(const __grid_constant
 // Every element of grad_x, 0 where the grid has no pixel: a thread for each pixel of the image, or for kLanes neighbours of a
 // row. kIn: the number of image channels where a thread can keep their features, else 0.
 template <class E, class T, int kIn, int kLanes>
-__global__ void __launch_bounds__(kFfmThreads) finish_grad_x(const __grid_constant__ FfmCall<T> f,
-                                                             const __grid_constant__ FfmMap grad_x) {
+__global__ void __launch_bounds__(kFfmThreads)
+    finish_grad_x(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap grad_x) {
   const FfmShape& s = f.a.shape;
   const int64_t per_row = s.width / kLanes, per_image = s.height * per_row, all = s.batch * per_image;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kFfmThreads;
@@ -363,8 +363,7 @@ cudaError_t ffm_backward(const FfmArguments& a, const FfmMap& grad_y, const FfmM
     if (status == cudaSuccess) status = ffm_finish_backward(call, gradients, stream);
     if (status != cudaSuccess || grad_x.data == nullptr) return status;
     constexpr int kLanes = 16 / static_cast<int>(sizeof(E));
-    const bool vectors =
-        !pass.any && ffm_whole_vectors(grad_x, s.batch, s.inputs, s.height, s.width, sizeof(E), kLanes);
+    const bool vectors = !pass.any && ffm_whole_vectors(grad_x, s.batch, s.inputs, s.height, s.width, sizeof(E), kLanes);
     const auto finish = [&](auto* kernel) {
       const int64_t threads = s.batch * s.height * (s.width / (vectors ? kLanes : 1));
       return launch(kernel, blocks_for(ceil_div(threads, kFfmThreads)), kFfmThreads, 0, stream, call, grad_x);

@@ -1,6 +1,6 @@
-// LGLD-Net's Fourier feature mixer on a CUDA device. Formulas: kernels/cpu/ffm/ffm.h; here as there z is linear in the features,
-// so the statistics of training come from the features' moments and everything is folded in double, by small kernels on the
-// device: the host waits for nothing and a CUDA graph can hold the calls.
+// LGLD-Net's Fourier feature mixer on a CUDA device. Formulas: kernels/cpu/ffm/ffm.h; here as there z is linear in the
+// features, so the statistics of training come from the features' moments and everything is folded in double, by small kernels
+// on the device: the host waits for nothing and a CUDA graph can hold the calls.
 //
 // Every function only puts kernels on the stream. Sums are added in an order that the shape alone decides, without atomics:
 // results are equal to the last bit on every run.
@@ -35,11 +35,11 @@ struct FfmArguments {
   bool training;  // the statistics are the batch's own; else the running ones
   double eps;
   FfmMap x;
-  FfmMatrix weight;                              // [channels][features]
-  FfmVector bias;                                // [channels], may be null
-  FfmVector real, imag;                          // [channels / 2]
-  FfmVector bn_weight, bn_bias;                  // [channels], may be null
-  FfmVector running_mean, running_var;           // [channels], null in training
+  FfmMatrix weight;                     // [channels][features]
+  FfmVector bias;                       // [channels], may be null
+  FfmVector real, imag;                 // [channels / 2]
+  FfmVector bn_weight, bn_bias;         // [channels], may be null
+  FfmVector running_mean, running_var;  // [channels], null in training
 };
 
 // Contiguous results, each in the type of its parameter; null where there is no such parameter.

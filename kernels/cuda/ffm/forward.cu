@@ -6,8 +6,8 @@ namespace {
 
 // Planes of y, of any strides where kVectors is false. A thread keeps the features of its positions in registers.
 template <class E, class T, int kIn, bool kVectors>
-__global__ void __launch_bounds__(kFfmThreads) forward_planes(const __grid_constant__ FfmCall<T> f,
-                                                              const __grid_constant__ FfmMap y) {
+__global__ void __launch_bounds__(kFfmThreads)
+    forward_planes(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap y) {
   constexpr int kLanes = FfmVectors<E, kVectors>::kLanes, kCount = FfmVectors<E, kVectors>::kCount, kRecord = ffm_record(kIn);
   const FfmShape& s = f.a.shape;
   const FfmPlanes plan = ffm_planes(s, kLanes, kCount);
@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kFfmThreads) forward_planes(const __grid_const
 // Channels of y are neighbours. A thread keeps the folded map of 16 bytes of channels in registers; the tile's features, of
 // which its threads read the same ones, lie in shared memory.
 template <class E, class T, int kIn>
-__global__ void __launch_bounds__(kFfmThreads) forward_last(const __grid_constant__ FfmCall<T> f,
-                                                            const __grid_constant__ FfmMap y) {
+__global__ void __launch_bounds__(kFfmThreads)
+    forward_last(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap y) {
   constexpr int kLanes = 16 / static_cast<int>(sizeof(E)), kRecord = ffm_record(kIn);
   const FfmShape& s = f.a.shape;
   const FfmLast plan = ffm_last(s, kLanes);
@@ -80,8 +80,8 @@ __global__ void __launch_bounds__(kFfmThreads) forward_last(const __grid_constan
 
 // Any number of image channels: a thread for each element of y, neighbours in the order in which y's memory has them.
 template <class E, class T>
-__global__ void __launch_bounds__(kFfmThreads) forward_any(const __grid_constant__ FfmCall<T> f,
-                                                           const __grid_constant__ FfmMap y) {
+__global__ void __launch_bounds__(kFfmThreads)
+    forward_any(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap y) {
   const FfmShape& s = f.a.shape;
   const int64_t positions = s.positions(), all = positions * s.channels;
   const bool last = y.channel == 1;
@@ -123,8 +123,8 @@ cudaError_t ffm_forward(const FfmArguments& a, const FfmMap& y, void* mean, void
         return launch(forward_last<E, T, kIn>, blocks_for(ffm_last(s, kLanes).units()), kFfmThreads,
                       kFfmTile * ffm_record(kIn) * sizeof(T), stream, call, y);
       const bool vectors = layout == FfmLayout::kPlanes;
-      const FfmPlanes plan = vectors ? ffm_planes(s, kLanes, FfmVectors<E, true>::kCount)
-                                     : ffm_planes(s, 1, FfmVectors<E, false>::kCount);
+      const FfmPlanes plan =
+          vectors ? ffm_planes(s, kLanes, FfmVectors<E, true>::kCount) : ffm_planes(s, 1, FfmVectors<E, false>::kCount);
       return launch(vectors ? forward_planes<E, T, kIn, true> : forward_planes<E, T, kIn, false>, blocks_for(plan.units()),
                     kFfmThreads, kFfmMostChunk * ffm_record(kIn) * sizeof(T), stream, call, y);
     };

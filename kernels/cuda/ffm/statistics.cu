@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kFfmThreads) begin(const __grid_constant__ Ffm
     double sum = 0;
     for (int64_t i = lane; i < q.count(); i += kWarp) {
       const int64_t column = i % q.columns, rest = i / q.columns, row = rest % q.rows, image = rest / q.rows;
-      sum += widen(*address<const E>(f.a.x, image * q.image_step, k, row * q.row_step * s.stride,
-                                          column * q.column_step * s.stride));
+      sum += widen(
+          *address<const E>(f.a.x, image * q.image_step, k, row * q.row_step * s.stride, column * q.column_step * s.stride));
     }
     sum = warp_sum(sum);
     if (lane == 0) f.m.centre[k] = q.count() == 0 ? 0.0 : static_cast<T>(sum / static_cast<double>(q.count()));

@@ -23,7 +23,8 @@ struct FfmMemory {
   int64_t tiles, chunks;
 };
 
-// Cuts `base` into the parts above, null those that have no elements; returns the bytes that they take, also where base is null.
+// Cuts `base` into the parts above, null those that have no elements; returns the bytes that they take, also where base is
+// null.
 template <class T>
 size_t ffm_memory(const FfmShape& s, bool training, int64_t tiles, int64_t chunks, bool need_x, void* base, FfmMemory<T>* m) {
   size_t used = 0;
@@ -68,8 +69,8 @@ cudaError_t launch(void (*kernel)(Parameter...), int64_t blocks, int threads, si
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// The position terms, the statistics and the folded map of a call, ready for the passes over the map. mean and var, each [channels],
-// are written in training where they are not null.
+// The position terms, the statistics and the folded map of a call, ready for the passes over the map. mean and var, each
+// [channels], are written in training where they are not null.
 template <class E>
 cudaError_t ffm_prepare(const FfmCall<Compute<E>>& call, void* mean, void* var, cudaStream_t stream);
 
