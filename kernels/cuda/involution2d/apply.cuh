@@ -1,7 +1,7 @@
 // Forward and grad_x of K x K windows on NCHW maps; index.h says how.
 //
-// Each channel costs a thread K * (rows + K - 1) loads from shared memory for rows * K * K multiply-adds and one store an output;
-// its weights are loaded once for all channels of a slice.
+// Each channel costs a thread K * (rows + K - 1) loads from shared memory for rows * K * K multiply-adds and one store an
+// output; its weights are loaded once for all channels of a slice.
 #pragma once
 #include "tiles.cuh"
 
@@ -15,8 +15,8 @@ struct Weights {
   __device__ __forceinline__ void load_own(const TileArguments& a, const Spot& spot) {
     const Tiling& t = a.tiling;
     const int64_t plane = elements(t.out_height, t.out_width);
-    const E* from = static_cast<const E*>(a.other) + spot.map * (kKernel * kKernel) * plane +
-                    elements(spot.row, t.out_width) + spot.column;
+    const E* from =
+        static_cast<const E*>(a.other) + spot.map * (kKernel * kKernel) * plane + elements(spot.row, t.out_width) + spot.column;
     const int rows = spot.real && spot.column < t.out_width ? t.out_height - spot.row : 0;
     const bool second = spot.column + 1 < t.out_width;
 #pragma unroll

@@ -7,9 +7,9 @@
 //   forward, grad_x   out[c,i,j] = sum_{u,v} w[u,v at i,j] * map[c, i - origin_h + u, j - origin_w + v]
 //   grad_weight       out[u,v,i,j] = sum_c other[c,i,j] * map[c, i - origin_h + u, j - origin_w + v]
 //
-// A block computes a tile of one group of one image: each thread `rows` x `pixels` outputs, whose K*K weights (or sums) each stay
-// in registers while the block walks over channels, a plane a step. The plane's part under the tile, zeros around it included,
-// is copied to shared memory some steps ahead, so that enough bytes are under way however few threads fit.
+// A block computes a tile of one group of one image: each thread `rows` x `pixels` outputs, whose K*K weights (or sums) each
+// stay in registers while the block walks over channels, a plane a step. The plane's part under the tile, zeros around it
+// included, is copied to shared memory some steps ahead, so that enough bytes are under way however few threads fit.
 #pragma once
 #include <cstdint>
 
@@ -46,18 +46,19 @@ struct TileKernel {
   int32_t kernel, element_bytes, rows, pixels, most_threads, most_lanes, stages;
 };
 
-// Registers for rows * pixels * K * K weights or sums in float, near 100 (K 3: 72, so that two blocks of 256 fit). 16-bit maps are
-// read as pairs. Wide tiles have little halo in a row, tall ones in a column: a larger window asks for a squarer tile. Four steps
-// of forward, three planes under way, are some 50 KB a multiprocessor; a step of grad_weight is two planes, and copying both takes
-// registers: fewer threads, which still are whole rows of 112 and 56.
+// Registers for rows * pixels * K * K weights or sums in float, near 100 (K 3: 72, so that two blocks of 256 fit). 16-bit maps
+// are read as pairs. Wide tiles have little halo in a row, tall ones in a column: a larger window asks for a squarer tile. Four
+// steps of forward, three planes under way, are some 50 KB a multiprocessor; a step of grad_weight is two planes, and copying
+// both takes registers: fewer threads, which still are whole rows of 112 and 56.
 constexpr TileKernel tile_kernel(int32_t kernel, int32_t element_bytes, bool reduces) {
   const int32_t pixels = element_bytes == 2 ? 2 : 1, outputs = kernel == 3 ? 8 : kernel == 5 ? 4 : 2;
+  const bool wide = kernel == 3 && element_bytes < (reduces ? 4 : 8);
   return {kernel,
           element_bytes,
           element_bytes == 8 ? outputs / 2 : outputs / pixels,
           pixels,
-          kernel == 3 && element_bytes < 8 ? (reduces ? 224 : 256) : (reduces ? 168 : 192),
-          kernel == 3 ? 128 : 64,
+          reduces ? (wide ? 224 : 168) : (wide ? 256 : 192),
+          wide ? 128 : 64,
           reduces ? 3 : 4};
 }
 
@@ -125,8 +126,9 @@ constexpr Tiling plan_tiles(const TilingRequest& q, const TileKernel& k) {
     const int32_t columns = t.lanes * k.pixels, rows = t.thread_rows * k.rows;
     t.map = stage(q.map_height, q.map_width, q.origin_h, q.origin_w, columns, rows, k.kernel, k.pixels, k.element_bytes,
                   q.map_copy);
-    t.other = q.other_copy != 0 ? stage(q.out_height, q.out_width, 0, 0, columns, rows, 1, k.pixels, k.element_bytes, q.other_copy)
-                                : Staged{};
+    t.other = q.other_copy != 0
+                  ? stage(q.out_height, q.out_width, 0, 0, columns, rows, 1, k.pixels, k.element_bytes, q.other_copy)
+                  : Staged{};
     t.stage_bytes = t.map.bytes + t.other.bytes;
     if (t.stage_bytes * k.stages <= kSharedBytes || thread_rows == 1) break;
     thread_rows = t.thread_rows - 1 > 0 ? t.thread_rows - 1 : 1;
@@ -158,10 +160,10 @@ LGLD_INDEX int64_t quotient(int64_t a, int64_t b) {
 
 // Where a thread works.
 struct Spot {
-  bool real;             // false: the last block's planes behind the last unit
-  int64_t map;           // image * groups + group
-  int32_t slice;         // of the group's channels
-  int32_t channels;      // how many of them
+  bool real;                      // false: the last block's planes behind the last unit
+  int64_t map;                    // image * groups + group
+  int32_t slice;                  // of the group's channels
+  int32_t channels;               // how many of them
   int32_t tile_row, tile_column;  // the tile's first output
   int32_t row, column;            // the thread's first output; may lie outside the result
 };

@@ -1,15 +1,15 @@
-// What the K x K kernels on NCHW maps share: copying planes to shared memory, reading them, and how both are arranged in a launch.
+// What the K x K kernels on NCHW maps share: copying planes to shared memory, reading them, and how both are arranged in a
+// launch.
 #pragma once
 #include "../common/copy.cuh"
 #include "../common/dtype.cuh"
 #include "../common/launch.cuh"
-#include "index.h"
-#include "involution2d.h"
+#include "launchers.h"
 
 namespace lgld::cuda {
 
-// A thread's share of the copies of a staged plane. The first few are found once, the plane's rest (narrow maps, whose rows allow
-// short copies alone) on each step.
+// A thread's share of the copies of a staged plane. The first few are found once, the plane's rest (narrow maps, whose rows
+// allow short copies alone) on each step.
 template <class E>
 class Copier {
   static constexpr int kOwn = 3;
@@ -61,7 +61,8 @@ class Copier {
   int tile_row_, tile_column_, thread_, threads_;
 };
 
-// to[k] = p[k] for kCount neighbours in shared memory. Pairs of 16-bit elements move as words; where kOdd, p is the second of one.
+// to[k] = p[k] for kCount neighbours in shared memory. Pairs of 16-bit elements move as words; where kOdd, p is the second of
+// one.
 template <bool kPairs, bool kOdd, int kCount, class E>
 __device__ __forceinline__ void read_staged(const E* p, Compute<E> (&to)[kCount]) {
   if constexpr (kPairs) {
@@ -80,14 +81,6 @@ __device__ __forceinline__ void read_staged(const E* p, Compute<E> (&to)[kCount]
     for (int k = 0; k < kCount; ++k) to[k] = widen(p[k]);
   }
 }
-
-// Dimensions and strides of a launch on NCHW maps.
-struct TileArguments {
-  Tiling tiling;
-  const void *map, *other;  // apply: weight; reduce: grad_y
-  void *out, *partial;
-  bool out_pairs;  // two neighbours of the result may be written at once
-};
 
 __host__ __device__ constexpr int64_t elements(int64_t height, int64_t width) { return height * width; }
 
@@ -108,10 +101,5 @@ struct Place {
         copier(a.tiling.map, spot, thread - plane * a.tiling.lanes * a.tiling.thread_rows,
                a.tiling.lanes * a.tiling.thread_rows) {}
 };
-
-// Whether pairs that start at even columns are aligned.
-inline bool pairs(const void* data, int64_t width, int element_bytes) {
-  return copy_bytes(reinterpret_cast<uint64_t>(data), width, element_bytes) >= 2 * element_bytes;
-}
 
 }  // namespace lgld::cuda
