@@ -17,17 +17,20 @@ cuda::Map write(const Tensor& t) { return {t.mutable_data_ptr(), t.stride(0), t.
 
 using Launcher = cudaError_t (*)(const cuda::Involution2dParams&, cudaStream_t);
 
-// The result of a launcher on a and b, of `size` and in dtype and memory format of `like`.
+// The result of a launcher on a and b, of `size` and in dtype and memory format of `map`, which is one of them.
 Tensor run(const char* op, Place place, const Involution2dShape& s, Launcher launcher, const Tensor& a, const Tensor& b,
-           const Tensor& like, const Ints& size, bool may_need_scratch = false) {
+           const Tensor& map, const Ints& size, bool is_grad_weight = false) {
   const OnDevice guard(place.index);
-  const Tensor out = allocate_map(op, place, like, size,
+  const Tensor out = allocate_map(op, place, map, size,
                                   "it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
   if (out.numel() == 0) return out;
-  const Tensor dense_a = dense_map(a), dense_b = dense_map(b);
+  // The map's own order for all that is read along with it. Kernels for channels_last maps take weights of any strides.
+  const bool channels_last = is_channels_last(map);
+  const Tensor dense_a = dense_map(a, channels_last);
+  const Tensor dense_b = channels_last && !is_grad_weight ? b : dense_map(b, channels_last);
   cuda::Involution2dParams p{s, *kernel_dtype(a.scalar_type()), read(dense_a), read(dense_b), write(out), nullptr};
   std::optional<Tensor> scratch;
-  if (const int64_t bytes = may_need_scratch ? cuda::involution2d_scratch_bytes(p) : 0; bytes > 0) {
+  if (const int64_t bytes = is_grad_weight ? cuda::involution2d_scratch_bytes(p) : 0; bytes > 0) {
     scratch = allocate(op, place, {(bytes + 7) / 8}, {1}, ScalarType::Double, "it holds sums over parts of the channels");
     p.scratch = scratch->mutable_data_ptr();
   }

@@ -19,18 +19,17 @@ Tensor allocate_map(const char* op, Place place, const Tensor& like, const Ints&
   return allocate(op, place, size, map_strides(like, size), like.scalar_type(), consequence);
 }
 
-Tensor dense_map(const Tensor& t) {
-  const auto dense = [&](const Ints& order) {  // dimensions, the innermost first
-    int64_t step = 1;
-    for (const int64_t d : order) {
-      if (t.size(d) != 1 && t.stride(d) != step) return false;
-      step *= t.size(d);
-    }
-    return true;
-  };
-  if (t.numel() == 0 || dense({3, 2, 1, 0}) || dense({1, 3, 2, 0})) return t;
+Tensor dense_map(const Tensor& t, bool channels_last) {
+  constexpr int kNchw[] = {3, 2, 1, 0}, kChannelsLast[] = {1, 3, 2, 0};  // the innermost first
+  int64_t step = 1;
+  bool dense = true;
+  for (const int d : channels_last ? kChannelsLast : kNchw) {
+    dense = dense && (t.size(d) == 1 || t.stride(d) == step);
+    step *= t.size(d);
+  }
+  if (dense || t.numel() == 0) return t;
   using torch::headeronly::MemoryFormat;
-  return torch::stable::contiguous(t, is_channels_last(t) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return torch::stable::contiguous(t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 cudaStream_t current_stream(Place place) {

@@ -15,8 +15,8 @@ Tensor allocate(const char* op, Place place, const Ints& size, const Ints& strid
 // A map [B, C, H, W] in dtype and memory format of `like`.
 Tensor allocate_map(const char* op, Place place, const Tensor& like, const Ints& size, const char* consequence);
 
-// `t` itself where it is contiguous in NCHW or in channels_last; otherwise a copy in the one that is_channels_last says.
-Tensor dense_map(const Tensor& t);
+// `t` itself where its elements stand without gaps in NCHW order (in channels_last order); a copy in that order otherwise.
+Tensor dense_map(const Tensor& t, bool channels_last);
 
 // The stream that torch works on, on the GPU `place`.
 cudaStream_t current_stream(Place place);

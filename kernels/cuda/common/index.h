@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 
+// Kernels index with it: called out of line, it would have their parameters copied to local memory.
+#define LGLD_INDEX __attribute__((always_inline)) constexpr
+
 namespace lgld::cuda {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0
@@ -10,7 +13,7 @@ constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // The largest multiple of b that is at most a; b > 0, any sign of a.
-constexpr int64_t floor_to(int64_t a, int64_t b) {
+LGLD_INDEX int64_t floor_to(int64_t a, int64_t b) {
   const int64_t r = a % b;
   return a - (r < 0 ? r + b : r);
 }

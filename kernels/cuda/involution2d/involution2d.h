@@ -40,7 +40,7 @@ cudaError_t involution2d(const Involution2dParams& p, cudaStream_t stream);
 cudaError_t involution2d_grad_x(const Involution2dParams& p, cudaStream_t stream);
 cudaError_t involution2d_grad_weight(const Involution2dParams& p, cudaStream_t stream);
 
-// Device memory that grad_weight needs where it splits the sum over channels; of `p` everything but the pointers counts.
+// Device memory that grad_weight needs where it splits the sum over channels; `p` is complete but for scratch.
 int64_t involution2d_scratch_bytes(const Involution2dParams& p);
 
 // Forward with one thread for each output, as most public kernels have it: what benchmarks compare with.
