@@ -54,7 +54,7 @@ uint16_t narrow_brain(float value);
 #define __grid_constant__
 #define __restrict__ __restrict
 #define __shared__ static
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 
 inline uint3 threadIdx{}, blockIdx{};
 inline dim3 blockDim, gridDim;
