@@ -22,7 +22,8 @@ struct Vector {
   Guarded memory;
   Doubles values;
 
-  Vector(int64_t count, Random& random, double scale) : memory(static_cast<size_t>(count) * sizeof(E), sizeof(E), Against::kEnd) {
+  Vector(int64_t count, Random& random, double scale)
+      : memory(static_cast<size_t>(count) * sizeof(E), sizeof(E), Against::kEnd) {
     std::normal_distribution<double> normal;
     for (int64_t i = 0; i < count; ++i) {
       E& e = static_cast<E*>(memory.data())[i];
@@ -75,7 +76,8 @@ void test_layer(const Sizes& s, Layout layout, Dtype dtype, double tolerance, co
         for (int64_t j = 0; j < s.width; ++j) {
           Doubles h = hidden_bias.values;
           for (int64_t d = 0; d < s.hidden; ++d) {
-            for (int64_t c = 0; c < s.channels; ++c) h[d] += hidden_weight.values[d * s.channels + c] * value_of(x.at(b, c, i, j));
+            for (int64_t c = 0; c < s.channels; ++c)
+              h[d] += hidden_weight.values[d * s.channels + c] * value_of(x.at(b, c, i, j));
             h[d] /= 1 + std::exp(-h[d]);
           }
           for (int64_t t = 0; t < taps; ++t) {

@@ -194,7 +194,7 @@ __device__ __forceinline__ T gradient_at(const FfmCall<T>& f, const FfmMap& grad
 // A block for each channel of each tile: g_u of the tile's positions once, then a warp for each of the sums.
 template <class E, class T>
 __global__ void __launch_bounds__(kFfmThreads)
-    sums_of_any(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap grad_y) {
+    general_sums(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap grad_y) {
   __shared__ T gradient[kFfmTile];
   __shared__ FfmPosition at[kFfmTile];
   const FfmShape& s = f.a.shape;
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kFfmThreads)
 // A thread for each position and kPart of the image's channels; grad_y is read again for each part.
 template <class E, class T>
 __global__ void __launch_bounds__(kFfmThreads)
-    project_any(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap grad_y) {
+    general_project(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap grad_y) {
   constexpr int kPart = 8;
   const FfmShape& s = f.a.shape;
   const int64_t n = s.inputs, positions = s.positions(), all = positions * ceil_div(n, kPart);
@@ -353,9 +353,9 @@ cudaError_t ffm_backward(const FfmArguments& a, const FfmMap& grad_y, const FfmM
     cudaError_t status = ffm_prepare<E>(call, nullptr, nullptr, stream);
     if (status != cudaSuccess) return status;
     if (pass.any) {
-      status = launch(sums_of_any<E, T>, blocks_for(pass.tiles * s.channels), kFfmThreads, 0, stream, call, grad_y);
+      status = launch(general_sums<E, T>, blocks_for(pass.tiles * s.channels), kFfmThreads, 0, stream, call, grad_y);
       if (status == cudaSuccess && grad_x.data != nullptr)
-        status = launch(project_any<E, T>, blocks_for(ceil_div(s.positions() * ceil_div(s.inputs, 8), kFfmThreads)),
+        status = launch(general_project<E, T>, blocks_for(ceil_div(s.positions() * ceil_div(s.inputs, 8), kFfmThreads)),
                         kFfmThreads, 0, stream, call, grad_y);
     } else {
       status = s.inputs == 1 ? run_pass<E, T, 1>(call, pass, grad_y, stream) : run_pass<E, T, 3>(call, pass, grad_y, stream);

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kFfmThreads)
 // Any number of image channels: a thread for each element of y, neighbours in the order in which y's memory has them.
 template <class E, class T>
 __global__ void __launch_bounds__(kFfmThreads)
-    forward_any(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap y) {
+    general_forward(const __grid_constant__ FfmCall<T> f, const __grid_constant__ FfmMap y) {
   const FfmShape& s = f.a.shape;
   const int64_t positions = s.positions(), all = positions * s.channels;
   const bool last = y.channel == 1;
@@ -130,7 +130,7 @@ cudaError_t ffm_forward(const FfmArguments& a, const FfmMap& y, void* mean, void
     };
     if (s.inputs == 1) return run(std::integral_constant<int, 1>{});
     if (s.inputs == 3) return run(std::integral_constant<int, 3>{});
-    return launch(forward_any<E, T>, blocks_for(ceil_div(s.positions() * s.channels, kFfmThreads)), kFfmThreads, 0, stream,
+    return launch(general_forward<E, T>, blocks_for(ceil_div(s.positions() * s.channels, kFfmThreads)), kFfmThreads, 0, stream,
                   call, y);
   });
 }

@@ -100,7 +100,7 @@ __device__ __forceinline__ void block_sums(const double (&values)[kCount], doubl
 
 // A pass over the image, of which only the grid's rows are read. kIn channels.
 template <class E, class T, int kIn>
-__global__ void __launch_bounds__(kFfmThreads) moments(const __grid_constant__ FfmCall<T> f) {
+__global__ void __launch_bounds__(kFfmThreads, 4) moments(const __grid_constant__ FfmCall<T> f) {
   constexpr int kPairs = kIn * (kIn + 1) / 2, kRecord = kPairs + 5 * kIn, kRows = 4;
   __shared__ double room[kFfmWarps][kRecord];
   const FfmShape& s = f.a.shape;
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kFfmThreads) moments(const __grid_constant__ F
 
 // Any number of channels: a block for each moment of each task, which reads two of the image's channels.
 template <class E, class T>
-__global__ void __launch_bounds__(kFfmThreads) moments_of_any(const __grid_constant__ FfmCall<T> f) {
+__global__ void __launch_bounds__(kFfmThreads) general_moments(const __grid_constant__ FfmCall<T> f) {
   __shared__ double room[kFfmWarps][1];
   const FfmShape& s = f.a.shape;
   const FfmMoments plan = ffm_moments(s);
@@ -371,7 +371,7 @@ cudaError_t ffm_prepare(const FfmCall<Compute<E>>& call, void* mean, void* var, 
     const auto kernel = s.inputs == 1 ? moments<E, T, 1> : moments<E, T, 3>;
     status = launch(kernel, blocks_for(plan.tasks), kFfmThreads, 0, stream, call);
   } else if (plan.tasks > 0) {
-    status = launch(moments_of_any<E, T>, blocks_for(plan.tasks * plan.record), kFfmThreads, 0, stream, call);
+    status = launch(general_moments<E, T>, blocks_for(plan.tasks * plan.record), kFfmThreads, 0, stream, call);
   }
   if (status != cudaSuccess) return status;
   return launch(finish<T>, 1, kOneBlock, 0, stream, call, mean, var);

@@ -1,11 +1,10 @@
-#include "involution_layer.h"
-
 #include <cuda_runtime.h>
 
 #include <cmath>
 
 #include "../common/dtype.cuh"
 #include "index.h"
+#include "involution_layer.h"
 
 namespace lgld::cuda {
 namespace {
@@ -23,13 +22,9 @@ __device__ __forceinline__ T silu(T u) {
   }
 }
 
-// Blocks that a multiprocessor is to hold: what the registers allow without spills.
-template <class E, int K, bool kUnit>
-constexpr int kBlocks = K == 3 ? 4 : !kUnit || sizeof(E) == 8 ? 1 : K == 5 ? 4 : 3;
-
 // kUnit: x's columns are neighbours, so that a row's taps are at fixed distances.
 template <class E, int K, bool kUnit>
-__global__ void __launch_bounds__(kThreads, kBlocks<E, K, kUnit>) layer_kernel(const __grid_constant__ InvolutionLayerParams p) {
+__device__ __forceinline__ void layer(const InvolutionLayerParams& p) {
   using T = Compute<E>;
   constexpr int kTaps = K * K, kReach = K / 2;
   __shared__ __align__(16) T weights[kChannels][kHidden];
@@ -106,6 +101,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks<E, K, kUnit>) layer_kernel(c
   }
 }
 
+// Blocks that a multiprocessor is to hold: what the registers allow without spills.
+template <class E, int K>
+constexpr int kBlocks = sizeof(E) == 8 ? (K == 3 ? 3 : 1)
+                        : K == 7       ? 3
+                                       : 4;
+
+template <class E, int K>
+__global__ void __launch_bounds__(kThreads, kBlocks<E, K>) layer_kernel(const __grid_constant__ InvolutionLayerParams p) {
+  layer<E, K, true>(p);
+}
+
+template <class E, int K>
+__global__ void __launch_bounds__(kThreads) general_layer_kernel(const __grid_constant__ InvolutionLayerParams p) {
+  layer<E, K, false>(p);
+}
+
 template <class E, int K>
 cudaError_t run(const InvolutionLayerParams& p, cudaStream_t stream) {
   const LayerTiles tiles = layer_tiles(p.batch, p.height, p.width);
@@ -113,7 +124,7 @@ cudaError_t run(const InvolutionLayerParams& p, cudaStream_t stream) {
   config.gridDim = dim3(static_cast<unsigned>(min64(tiles.units, kMostBlocks)));
   config.blockDim = dim3(kThreads);
   config.stream = stream;
-  return cudaLaunchKernelEx(&config, p.x.column == 1 ? layer_kernel<E, K, true> : layer_kernel<E, K, false>, p);
+  return cudaLaunchKernelEx(&config, p.x.column == 1 ? layer_kernel<E, K> : general_layer_kernel<E, K>, p);
 }
 
 }  // namespace

@@ -4,8 +4,8 @@
 //   k[t,p] = sum_d span_weight[t,d] h[d,p] + span_bias[t]
 //   y[c,p] = sum_t k[t,p] x[c, p + t],    t over a K x K window around p, x zero outside its bounds
 //
-// (ICITA 2025, DOI 10.1007/978-3-032-21174-3_28; its two convolutions before SiLU are one, W1 (W0 x + b0) + b1.) The map k stays
-// in registers. A pixel costs channels (hidden + K^2) + hidden K^2 multiply-adds, and x and y are moved once.
+// (ICITA 2025, DOI 10.1007/978-3-032-21174-3_28; its two convolutions before SiLU are one, W1 (W0 x + b0) + b1.) The map k
+// stays in registers. A pixel costs channels (hidden + K^2) + hidden K^2 multiply-adds, and x and y are moved once.
 #pragma once
 #include <cuda_runtime_api.h>
 
