@@ -24,6 +24,7 @@ from .schemas import LIBRARY, NAMESPACE
 _ops = torch.ops.lgld_ops
 _NAME = f"{NAMESPACE}::involution_layer"
 KERNEL_SIZES = (3, 5, 7)
+Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # x, hidden weight and bias, span weight and bias
 
 # --- shapes: the same rules, in the same words, as csrc/cuda/involution_layer.cpp --------------------------------------
 
@@ -96,20 +97,22 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-    operands, kernel_size = ctx.saved_tensors, ctx.kernel_size
+    operands: Operands = ctx.saved_tensors
+    kernel_size: int = ctx.kernel_size
     if torch.is_grad_enabled():  # create_graph
-        pullback = torch.func.vjp(lambda *t: _plain(*t, kernel_size), *operands)[1]
-        gradients = pullback(grad_y)
+
+        def run(x: Tensor, wide: Tensor, wide_bias: Tensor, tall: Tensor, tall_bias: Tensor) -> Tensor:
+            return _plain(x, wide, wide_bias, tall, tall_bias, kernel_size)
+
+        gradients = torch.func.vjp(run, *operands)[1](grad_y)
     else:
-        gradients = _recomputed(grad_y, *operands, kernel_size, ctx.needs_input_grad)
+        gradients = _recomputed(grad_y, operands, kernel_size, need_x=ctx.needs_input_grad[0])
     return (*(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None)
 
 
-def _recomputed(
-    grad_y: Tensor, x: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, span_weight: Tensor, span_bias: Tensor,
-    kernel_size: int, needed: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+def _recomputed(grad_y: Tensor, operands: Operands, kernel_size: int, *, need_x: bool) -> tuple[Tensor | None, ...]:
     """Gradients of the operands. With a = SiLU(h): d a / d h = s (1 + h (1 - s)), s = sigmoid(h)."""
+    x, hidden_weight, hidden_bias, span_weight, span_bias = operands
     window = ((kernel_size, kernel_size), (1, 1), (kernel_size // 2, kernel_size // 2), (1, 1), 1)
     wide, tall = hidden_weight[..., None, None], span_weight[..., None, None]
     hidden = F.conv2d(x, wide, hidden_bias)
@@ -125,9 +128,9 @@ def _recomputed(
     grad_activated, grad_span, grad_span_bias = through(grad_kernel, activated, tall, need_source=True)
     assert grad_activated is not None
     grad_hidden = grad_activated * (sigmoid * (1 + hidden * (1 - sigmoid)))
-    grad_source, grad_wide, grad_bias = through(grad_hidden, x, wide, need_source=needed[0])
+    grad_source, grad_wide, grad_bias = through(grad_hidden, x, wide, need_source=need_x)
     grad_x = None
-    if needed[0]:
+    if need_x:
         kernel = F.conv2d(activated, tall, span_bias)
         grad_x = _ops.involution2d_grad_x.default(grad_y, kernel, x.shape[2], x.shape[3], *window) + grad_source
     assert grad_wide is not None
