@@ -156,6 +156,12 @@ def test_build_info_is_plain_data() -> None:
     assert info["lgld_ops"] == lgld_ops.__version__
 
 
+@pytest.mark.skipif(not _native.loaded(), reason="no compiled library")
+def test_the_build_says_why_there_is_no_cuda_library() -> None:
+    built = _native.LIBRARY.with_name("liblgld_ops_cuda.so").exists()
+    assert bool(_native.cuda_state()) != built
+
+
 def test_an_active_virtual_environment_is_searched_for_torch(
     run_python: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """Compiles every CUDA kernel and its glue for several architectures: no GPU, no CUDA torch, nothing linked.
 
-Prints registers, shared memory, stack and spills of each kernel, as ptxas states them, and fails where a kernel on the fast paths
-spills or keeps an array in local memory. `tools/cuda_check.py --archs 75,90`
+Prints registers, shared memory, stack and spills of each kernel, as ptxas states them, and fails where a kernel on the fast
+paths spills or keeps an array in local memory. `tools/cuda_check.py --archs 75,90`
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def table(found: list[Usage]) -> str:
     names = readable(sorted({u.kernel for u in found}))
     cells = {(u.kernel, u.arch): u for u in found}
     width = max(map(len, names.values()), default=6)
-    lines = [f"{'kernel (registers, +bytes of stack or spills, static shared bytes)':{width}} " + "".join(f"{a:>10}" for a in archs)]
+    lines = [
+        f"{'kernel (registers, +bytes of stack or spills, static shared bytes)':{width}} " + "".join(f"{a:>10}" for a in archs)
+    ]
     for symbol, name in sorted(names.items(), key=lambda item: item[1]):
         row = ""
         for arch in archs:
@@ -150,8 +152,8 @@ def main() -> None:
     seconds = time.monotonic() - start
     slowest = max(results, key=lambda result: result[3])
     text += (
-        f"\n{len(found)} kernels in {len(steps)} compilations for {', '.join(archs)}: {seconds:.0f} s with {arguments.jobs} jobs; "
-        f"the longest, {slowest[0]}, took {slowest[3]:.0f} s"
+        f"\n{len(found)} kernels in {len(steps)} compilations for {', '.join(archs)}: {seconds:.0f} s with {arguments.jobs} "
+        f"jobs; the longest, {slowest[0]}, took {slowest[3]:.0f} s"
     )
     print(text)
     if arguments.table:
