@@ -18,6 +18,12 @@ LGLD_INDEX int64_t floor_to(int64_t a, int64_t b) {
   return a - (r < 0 ? r + b : r);
 }
 
+// a / b for a >= 0, b > 0; a 32-bit division, a fifth of the instructions, where that will do.
+LGLD_INDEX int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
+  return a / b;
+}
+
 // The largest power of two that divides v, at most `most` (a power of two); v = 0 is divisible by all.
 constexpr int64_t power_of_two_in(int64_t v, int64_t most) {
   int64_t p = most;

@@ -13,12 +13,6 @@ constexpr int kWarp = 32;
 constexpr int kFfmThreads = 128;
 constexpr int kFfmWarps = kFfmThreads / kWarp;
 
-// a / b for a >= 0 and b > 0. A 64-bit division is some 70 instructions on a GPU, a 32-bit one a quarter of that.
-constexpr int64_t quotient(int64_t a, int64_t b) {
-  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-  return a / b;
-}
-
 // A tensor [batch][channel][row][column]; strides in elements.
 struct FfmMap {
   void* data;

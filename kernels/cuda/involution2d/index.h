@@ -152,12 +152,6 @@ constexpr Tiling plan_tiles(const TilingRequest& q, const TileKernel& k) {
   return t;
 }
 
-// a / b for a >= 0, b > 0; a 32-bit division, a fifth of the instructions, where that will do.
-LGLD_INDEX int64_t quotient(int64_t a, int64_t b) {
-  if (((a | b) >> 32) == 0) return static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
-  return a / b;
-}
-
 // Where a thread works.
 struct Spot {
   bool real;                      // false: the last block's planes behind the last unit
