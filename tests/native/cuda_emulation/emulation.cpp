@@ -1,5 +1,7 @@
+#undef _FORTIFY_SOURCE  // its longjmp refuses to leave for another stack
 #include "emulation.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -20,8 +22,11 @@ constexpr size_t kStack = 256 * 1024;
 
 enum class State { kReady, kAtBlock, kAtWarp, kDone };
 
+// A stack is entered once by its context; afterwards jumps switch, which are free of swapcontext's two system calls.
 struct Fiber {
   ucontext_t context;
+  jmp_buf resume;
+  bool fresh;
   std::unique_ptr<char[]> stack;
   State state;
   unsigned char given[8];
@@ -31,7 +36,7 @@ struct Machine {
   Order order = Order::kForward;
   unsigned most_blocks = 0;
   int64_t launches = 0;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   std::vector<Fiber> fibers;  // stacks are kept from launch to launch
   unsigned threads = 0, current = 0;
   void* shared = nullptr;
@@ -43,13 +48,22 @@ Machine machine;
 void body() {
   (*machine.kernel)();
   machine.fibers[machine.current].state = State::kDone;
-  swapcontext(&machine.fibers[machine.current].context, &machine.scheduler);
+  _longjmp(machine.scheduler, 1);
 }
 
-void wait(State state) {
+__attribute__((noinline)) void enter(unsigned thread) {
+  machine.current = threadIdx.x = thread;
+  Fiber& fiber = machine.fibers[thread];
+  if (_setjmp(machine.scheduler) != 0) return;
+  if (!fiber.fresh) _longjmp(fiber.resume, 1);
+  fiber.fresh = false;
+  setcontext(&fiber.context);
+}
+
+__attribute__((noinline)) void wait(State state) {
   Fiber& fiber = machine.fibers[machine.current];
   fiber.state = state;
-  swapcontext(&fiber.context, &machine.scheduler);
+  if (_setjmp(fiber.resume) == 0) _longjmp(machine.scheduler, 1);
 }
 
 // Frees the threads [begin, end) where all of them that still run wait for the same.
@@ -73,7 +87,7 @@ void run_block() {
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = nullptr;
-    fiber.state = State::kReady;
+    fiber.state = State::kReady, fiber.fresh = true;
     makecontext(&fiber.context, body, 0);
   }
   std::vector<unsigned> sequence(machine.threads);
@@ -83,8 +97,8 @@ void run_block() {
     bool ran = false, running = false;
     for (const unsigned t : sequence) {
       if (machine.fibers[t].state != State::kReady) continue;
-      machine.current = threadIdx.x = t, ran = true;
-      swapcontext(&machine.scheduler, &machine.fibers[t].context);
+      ran = true;
+      enter(t);
     }
     for (unsigned t = 0; t < machine.threads; t += kWarp)
       ran |= free_where_all(t, std::min(machine.threads, t + kWarp), State::kAtWarp);
