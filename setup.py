@@ -202,7 +202,7 @@ refuse_foreign_platform()
 if __name__ == "__main__":  # false where a test imports the functions above
     setup(
         # Only lgld_ops is ever installed; lgld_ops/lib holds compiled files and is no package.
-        packages=[*find_packages(include=["lgld_ops", "lgld_ops.*"]), "lgld_ops.triton"],
+        packages=[*find_packages(str(ROOT), include=["lgld_ops", "lgld_ops.*"]), "lgld_ops.triton"],
         package_dir={"lgld_ops.triton": "kernels/triton"},
         distclass=BinaryDistribution,
         cmdclass={"build": lgld_build, "build_cmake": build_cmake, "bdist_wheel": py3_wheel},

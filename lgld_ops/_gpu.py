@@ -16,6 +16,8 @@ from types import ModuleType
 
 import torch
 
+from . import _native
+
 LIBRARY = Path(__file__).parent / "lib" / "liblgld_ops_cuda.so"
 VARIABLE = "LGLD_GPU_BACKEND"
 BACKENDS = ("cuda", "triton", "reference")
@@ -40,7 +42,10 @@ def _load() -> str:
     if forced not in (None, "cuda"):
         return f"{VARIABLE} asks for {forced!r}"
     if not LIBRARY.is_file():
-        return f"{LIBRARY.name} was not built"
+        try:
+            return f"{LIBRARY.name} was not built ({_native.cuda_state()})"
+        except AttributeError:  # a CPU library from before there was one for CUDA
+            return f"{LIBRARY.name} was not built"
     if not torch.version.cuda:
         return f"{LIBRARY.name} was built, but torch {torch.__version__} was built without CUDA"
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _gpu
-from . import ffm, involution
+from . import ffm, involution, layer
 from .schemas import LIBRARY, NAMESPACE
 
 _KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -57,6 +57,13 @@ def _involution2d_grad_weight(grad_y: Tensor, x: Tensor, *arguments: Any) -> Ten
     return grad_weight
 
 
+def _involution_layer(x: Tensor, *arguments: Any) -> Tensor:
+    y = layer._involution_layer_fake(x, *arguments)
+    with device_of(x):
+        _gpu.triton_kernels().involution_layer.forward(x, *arguments, y)
+    return y
+
+
 def _fourier_feature_mixer(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     results = ffm._fake(x, *arguments)
     with device_of(x):
@@ -75,10 +82,11 @@ TRITON: dict[str, Callable[..., Any]] = {
     "involution2d": _involution2d,
     "involution2d_grad_x": _involution2d_grad_x,
     "involution2d_grad_weight": _involution2d_grad_weight,
+    "involution_layer": _involution_layer,
     "fourier_feature_mixer": _fourier_feature_mixer,
     "fourier_feature_mixer_backward": _fourier_feature_mixer_backward,
 }
-REFERENCE: dict[str, Callable[..., Any]] = involution.PLAIN | ffm.PLAIN
+REFERENCE: dict[str, Callable[..., Any]] = involution.PLAIN | layer.PLAIN | ffm.PLAIN
 
 
 @functools.cache

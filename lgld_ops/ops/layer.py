@@ -85,6 +85,7 @@ def _composed(
     return y.contiguous(memory_format=_memory_format(x))
 
 
+PLAIN: dict[str, Callable[..., Any]] = {"involution_layer": _composed}
 LIBRARY.impl("involution_layer", _composed, "CompositeExplicitAutograd")
 
 

@@ -58,11 +58,15 @@ def passes() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     problem = oracle.Problem(2, 12, 20, 23, groups=3)
     x, weight, grad = map(to_gpu, problem.operands())
     image, parameters, running, grad_mixed = mixer_oracle.Mixing(3, 3, 8, 37, 42).operands()
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((2, 12, 20, 23), (4, 12), (4,), (9, 4), (9,))
+    layer = [torch.randn(size, generator=generator).cuda() for size in sizes]
     mixed = [to_gpu(t) for t in (image, *parameters, *running) if t is not None]
     return {
         "involution2d": (ops.involution2d, (x, weight, *problem.arguments)),
         "involution2d_grad_x": (ops.involution2d_grad_x, (grad, weight, 20, 23, *problem.arguments)),
         "involution2d_grad_weight": (ops.involution2d_grad_weight, (grad, x, *problem.arguments)),
+        "involution_layer": (ops.involution_layer, (*layer, 3)),
         "fourier_feature_mixer": (ops.fourier_feature_mixer, (*mixed, True)),
         "fourier_feature_mixer_inference": (ops.fourier_feature_mixer, (*mixed, False)),
         "fourier_feature_mixer_backward": (ops.fourier_feature_mixer_backward, (to_gpu(grad_mixed), *mixed, True)),
@@ -70,7 +74,7 @@ def passes() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
 
 
 PASSES = (
-    "involution2d", "involution2d_grad_x", "involution2d_grad_weight",
+    "involution2d", "involution2d_grad_x", "involution2d_grad_weight", "involution_layer",
     "fourier_feature_mixer", "fourier_feature_mixer_inference", "fourier_feature_mixer_backward",
 )  # fmt: skip
 

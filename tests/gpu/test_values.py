@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from device import check_involution, check_mixer, need_memory
+from device import check_involution, check_mixer, need_memory, to_gpu
 from hypothesis import given, settings
 from mixer_oracle import DTYPES, Mixing, mixings
-from oracle import LAYOUTS, Problem, problems
+from oracle import LAYOUTS, Problem, laid_out, problems
 
 import lgld_ops
+from lgld_ops.ops import layer
 
 INVOLUTIONS = {
     "lgldnet": Problem(2, 64, 56, 56),
@@ -88,6 +90,34 @@ def test_mixer_of_views(layout: str, grad_layout: str) -> None:
 @given(mixings())
 def test_random_mixings(problem: Mixing) -> None:
     check_mixer(problem)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "hidden", "k"), [((2, 64, 56, 50), 16, 3), ((1, 3, 1, 1), 1, 3), ((2, 9, 30, 17), 5, 5), ((1, 8, 9, 40), 2, 7)]
+)
+def test_involution_layer(shape: tuple[int, ...], hidden: int, k: int, dtype: torch.dtype, layout: str) -> None:
+    """Against the composition in float64; at most 4 times the composition's error in float32."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (shape, (hidden, shape[1]), (hidden,), (k * k, hidden), (k * k,))
+    operands = [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in sizes]
+    operands[0] = laid_out(operands[0], layout)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def run(function: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
+        return function(*tensors, k).detach().cpu()
+
+    exact = run(layer._plain, [t.double() for t in operands])
+    theirs = run(layer._plain, [t.to(wide) for t in operands]).double()
+    ours = run(layer.involution_layer, list(map(to_gpu, operands)))
+    assert ours.dtype == dtype
+    error = (ours.double() - exact).abs()
+    allowed = 4 * (theirs - exact).abs().max() + 8 * torch.finfo(wide).eps * exact.abs().max()
+    rounding = exact.abs() * torch.finfo(dtype).eps / 2 + torch.finfo(dtype).tiny if wide != dtype else 0
+    if lgld_ops.build_info()["gpu"]["backend"] == "reference" and wide != dtype:
+        return  # composed of operations that each round to 16 bits
+    assert (error <= allowed + rounding).all(), error.max()
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

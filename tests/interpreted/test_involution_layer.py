@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import interpreter  # noqa: F401 (Triton in its interpreter)
+import interpreter
 import lgld_ops.triton as kernels
 import pytest
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from oracle import DTYPES, laid_out
 from torch import Tensor
 
+from lgld_ops.ops.layer import involution_layer
 from lgld_ops.reference import involution2d_unfold
 
 
@@ -41,3 +42,18 @@ def test_equals_the_formula(shape: tuple[int, ...], hidden: int, k: int, layout:
     allowed = 4 * (theirs.double() - exact).abs().max() + 8 * torch.finfo(wide).eps * scale.max()
     rounding = scale * torch.finfo(dtype).eps / 2 + torch.finfo(dtype).tiny if wide != dtype else 0
     assert (error <= allowed + rounding).all(), error.max()
+
+
+def test_the_op_runs_it_and_its_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((2, 6, 5, 7), (4, 6), (4,), (9, 4), (9,))
+    operands = [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
+    before = dict(interpreter.calls)
+    y = involution_layer(*operands, 3)
+    expected = layer(*operands, 3)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad(result, operands, grad) for result in (y, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    ran = {name for name, count in interpreter.calls.items() if count > before[name]}
+    assert ran == {"involution_layer", "involution2d_grad_x", "involution2d_grad_weight"}
