@@ -1,4 +1,4 @@
-"""Moving the tests' problems to the GPU and their results back."""
+"""What the tests on a GPU share: they run the backend that `LGLD_GPU_BACKEND` names or that is chosen without it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 import lgld_ops
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 
 
 def to_gpu(t: Tensor) -> Tensor:
@@ -47,6 +49,7 @@ def check_mixer(problem: mixer_oracle.Mixing) -> dict[str, Tensor]:
 
 
 def need_memory(gigabytes: float) -> None:
+    torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0] / 1e9
     if free < gigabytes:
         pytest.skip(f"needs {gigabytes} GB of GPU memory, {free:.0f} are free")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
-from device import PASSES, passes, tensors, to_gpu
+from device import NEEDS_GPU, PASSES, passes, tensors, to_gpu
 from mixer_oracle import Mixing
 from oracle import Problem
 
 import lgld_ops
+
+pytestmark = NEEDS_GPU
 
 
 @pytest.fixture(autouse=True)
 def _kernels_alone() -> None:
     if lgld_ops.build_info()["gpu"]["backend"] == "reference":
         pytest.skip("torch's own kernels promise less")
+
+
+def test_the_backend_is_the_one_that_was_asked_for() -> None:
+    chosen = lgld_ops.build_info()["gpu"]
+    assert chosen["backend"] == os.environ.get("LGLD_GPU_BACKEND", chosen["backend"]), chosen["reason"]
 
 
 @pytest.mark.parametrize("name", PASSES)

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from device import check_involution, check_mixer, need_memory, to_gpu
+from device import NEEDS_GPU, check_involution, check_mixer, need_memory, to_gpu
 from hypothesis import given, settings
 from mixer_oracle import DTYPES, Mixing, mixings
 from oracle import LAYOUTS, Problem, laid_out, problems
 
 import lgld_ops
 from lgld_ops.ops import layer
+
+pytestmark = NEEDS_GPU
 
 INVOLUTIONS = {
     "lgldnet": Problem(2, 64, 56, 56),

@@ -38,9 +38,8 @@ def _route(name: str, function: Callable[..., Any]) -> None:
     _library.impl(name, run, "CPU", allow_override=True)
 
 
-def route_cpu_ops() -> None:
-    """From here on the ops run, on CPU tensors, what a GPU without the CUDA library runs; autograd and the rest stay."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="[^$]*Overriding a previously registered kernel")
-        for name, function in gpu.TRITON.items():
-            _route(name, function)
+# From here on the ops run, on CPU tensors, what a GPU without the CUDA library runs; autograd and the rest stay.
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="[^$]*Overriding a previously registered kernel")
+    for _name, _function in gpu.TRITON.items():
+        _route(_name, _function)
