@@ -24,7 +24,13 @@ def position(p, out_w):
     return p // out_w, p % out_w
 
 
-@triton.jit
+# One compilation serves all sizes of the small kernels: a lone call would wait longer for another than it could win.
+@triton.jit(
+    do_not_specialize=[
+        "table_programs", "height", "width", "out_h", "out_w", "stride", "batch", "image_step", "row_step", "column_step",
+        "x_sb", "x_sc", "x_sh", "x_sw",
+    ]
+)  # fmt: skip
 def _prepare(
     x_ptr, tables_ptr, centre_ptr, table_programs, height, width, out_h, out_w, stride,
     batch, image_step, row_step, column_step, x_sb, x_sc, x_sh, x_sw,
@@ -56,7 +62,12 @@ def _prepare(
         tl.store(centre_ptr + k, mean.to(ARITHMETIC).to(tl.float64))
 
 
-@triton.jit(do_not_specialize_on_alignment=["out_w", "pixels"])
+@triton.jit(
+    do_not_specialize=[
+        "programs", "inputs", "tiles", "tiles_per_image", "tiles_per_task", "out_h", "out_w", "pixels", "stride", "x_sb",
+        "x_sc", "x_sh", "x_sw",
+    ]
+)  # fmt: skip
 def _moments(
     x_ptr, tables_ptr, centre_ptr, partial_ptr, programs, inputs, tiles, tiles_per_image, tiles_per_task, out_h, out_w, pixels,
     stride, x_sb, x_sc, x_sh, x_sw,
@@ -128,7 +139,7 @@ def _table_covariance(a_ptr, b_ptr, a_mean, b_mean, count, BLOCK: tl.constexpr):
     return tl.sum(total) / tl.cast(count, tl.float64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["inputs", "tasks", "positions", "out_h", "out_w"])
 def _statistics(
     partial_ptr, tables_ptr, mean_ptr, covariance_ptr, totals_ptr, inputs, tasks, positions, out_h, out_w,
     TASKS: tl.constexpr, BLOCK: tl.constexpr,
@@ -212,7 +223,7 @@ def covariance_row(covariance_ptr, w_ptr, c, k, features, there):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "inputs"])
 def _fold(
     w_ptr, bias_ptr, real_ptr, imag_ptr, bn_weight_ptr, bn_bias_ptr, running_mean_ptr, running_var_ptr,
     mean_ptr, covariance_ptr, centre_ptr, slope_ptr, offset_ptr, z_ptr, batch_mean_ptr, batch_var_ptr, channels, inputs,
@@ -284,7 +295,7 @@ class Problem:
 
     def lane(self, pixels: int, most: int) -> int:
         """Pixels of a tile: fewer a lane where there are many inputs to keep."""
-        return min(power_of_2(pixels), most if self.inputs <= 4 else most // 2 if self.inputs <= 8 else 128)
+        return min(max(128, power_of_2(pixels)), most if self.inputs <= 4 else most // 2 if self.inputs <= 8 else 128)
 
     def fold(self, batch_mean: Tensor | None, batch_var: Tensor | None) -> None:
         """Fill slope, offset, z and what they come from; the batch's mean and variance where they are given."""
@@ -300,7 +311,7 @@ class Problem:
             _TABLE, self.arithmetic, num_warps=4,
         )  # fmt: skip
         if self.training:
-            tile = min(power_of_2(self.pixels), _MOMENT_PIXELS)
+            tile = _MOMENT_PIXELS
             tiles_per_image = -(-self.pixels // tile)
             tiles = self.batch * tiles_per_image
             per_task = -(-tiles // MOST_TASKS)
@@ -313,7 +324,7 @@ class Problem:
             )  # fmt: skip
             _statistics[(1,)](
                 partial, self.tables, self.mean, self.covariance, self.doubles(n * (n + 5) + 10), n, tasks,
-                self.batch * self.pixels, self.out_h, self.out_w, power_of_2(tasks), 128, num_warps=4,
+                self.batch * self.pixels, self.out_h, self.out_w, power_of_2(MOST_TASKS), 128, num_warps=4,
             )  # fmt: skip
         _fold[(-(-self.channels // FOLD_CHANNELS),)](
             self.weight, self.bias, self.real, self.imag, self.bn_weight, self.bn_bias, self.running_mean, self.running_var,

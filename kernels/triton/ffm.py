@@ -182,7 +182,7 @@ def _task_sum(partial_ptr, k, tasks, channels, c, TASKS: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tasks", "channels", "inputs", "positions"])
 def _gradients(
     partial_ptr, w_ptr, bias_ptr, real_ptr, imag_ptr, bn_weight_ptr, mean_ptr, covariance_ptr, centre_ptr, z_ptr, moment_ptr,
     correction_ptr, g_weight_ptr, g_bias_ptr, g_real_ptr, g_imag_ptr, g_bn_weight_ptr, g_bn_bias_ptr,

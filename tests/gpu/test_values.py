@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -49,9 +50,13 @@ MIXINGS = {
 }
 
 
+def cases(names: Iterable[str], every: tuple[str, ...]) -> list[Any]:
+    """Each in float32, some in every dtype: Triton compiles kernels for each dtype, most of a second a kernel."""
+    return [pytest.param(n, d, id=f"{n}-{d}") for n in names for d in (DTYPES if n in every else DTYPES[:1])]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", INVOLUTIONS)
+@pytest.mark.parametrize(("name", "dtype"), cases(INVOLUTIONS, ("lgldnet", "rednet_stride", "even_window")))
 def test_involution(name: str, dtype: torch.dtype, layout: str) -> None:
     problem = replace(INVOLUTIONS[name], dtype=dtype, layouts=(layout,) * 3)
     y, grad_x, _ = check_involution(problem)
@@ -68,7 +73,7 @@ def test_involution_of_views(which: int, layout: str) -> None:
         check_involution(replace(INVOLUTIONS[name], layouts=layouts))
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(problems())
 def test_random_involutions(problem: Problem) -> None:
     check_involution(problem)
@@ -76,19 +81,18 @@ def test_random_involutions(problem: Problem) -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", MIXINGS)
+@pytest.mark.parametrize(("name", "dtype"), cases(MIXINGS, ("lgldnet", "odd")))
 def test_mixer(name: str, dtype: torch.dtype, training: bool, layout: str) -> None:
     check_mixer(replace(MIXINGS[name], dtype=dtype, training=training, layouts=(layout, layout)))
 
 
-@pytest.mark.parametrize("grad_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_mixer_of_views(layout: str, grad_layout: str) -> None:
-    check_mixer(Mixing(layouts=(layout, grad_layout)))
+def test_mixer_of_views(layout: str) -> None:
+    check_mixer(Mixing(layouts=(layout, "contiguous")))
+    check_mixer(Mixing(layouts=("contiguous", layout)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(mixings())
 def test_random_mixings(problem: Mixing) -> None:
     check_mixer(problem)
