@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) apply_kernel(const __grid_con
     const Place<E> place(a, block_number(first), hidden_thread());
     const E* from = place.map;
     E* staged = reinterpret_cast<E*>(shared) + place.plane * (t.map.bytes / kSize);
-#pragma unroll
+#pragma unroll 1
     for (int n = 0; n < kStages - 1; ++n) {
       if (n < place.spot.channels) place.copier.run(t.map, staged + n * stage_elements, from);
       close_group();

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) reduce_kernel(const __grid_co
   const int at = staged_at(t.map, spot.tile_row, spot.tile_column, spot.row, spot.column);
   const int other_at = staged_at(t.other, spot.tile_row, spot.tile_column, spot.row, spot.column);
 
-#pragma unroll
+#pragma unroll 1
   for (int n = 0; n < kStages - 1; ++n) {
     if (n < spot.channels) {
       copier.run(t.map, staged + n * stage_elements, from + n * map_plane);
