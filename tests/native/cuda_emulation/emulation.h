@@ -18,6 +18,14 @@ struct uint3 {
   unsigned x, y, z;
 };
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 struct dim3 : uint3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : uint3{x, y, z} {}
 };
@@ -80,6 +88,10 @@ T __shfl_sync(unsigned, T value, int lane) {
   return result;
 }
 
+template <class T>
+void __stwb(T* p, T value) {
+  *p = value;
+}
 inline float __fdividef(float a, float b) { return a / b; }
 inline void sincospi(double x, double* sine, double* cosine) {
   *sine = std::sin(std::acos(-1.0) * x), *cosine = std::cos(std::acos(-1.0) * x);
