@@ -4,12 +4,6 @@
 
 #include "index.h"
 
-// Dynamic shared memory, aligned to 16 bytes, as `name`. (On the host tests/native/cuda_host.h has these two.)
-#ifdef __CUDACC__
-#define LGLD_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-#define LGLD_LAUNCH(kernel, blocks, threads, bytes, stream, ...) kernel<<<blocks, threads, bytes, stream>>>(__VA_ARGS__)
-#endif
-
 namespace lgld::cuda {
 
 // What a block calls its own number, of all launches together.
@@ -17,13 +11,9 @@ __device__ __forceinline__ int64_t block_number(int64_t first) { return first + 
 
 // threadIdx.x as a value that the compiler can't know to be the same: what follows from it is computed anew, not kept.
 __device__ __forceinline__ int hidden_thread() {
-#ifdef __CUDA_ARCH__
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
   return thread;
-#else
-  return static_cast<int>(threadIdx.x);
-#endif
 }
 
 // launch(first, blocks) for pieces of at most `most` of all blocks, in order; the first error ends it. Nothing to do is no

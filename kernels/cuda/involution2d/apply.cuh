@@ -61,7 +61,7 @@ struct Weights {
 
 template <class E, int kKernel, int kRows, int kPixels, bool kOdd, bool kMirrored, int kMostThreads, int kStages>
 __global__ void __launch_bounds__(kMostThreads, 2) apply_kernel(const __grid_constant__ TileArguments a, int64_t first) {
-  LGLD_DYNAMIC_SHARED(shared);
+  extern __shared__ __align__(16) unsigned char shared[];
   constexpr int kSize = sizeof(E);
   const Tiling& t = a.tiling;
   const int stage_elements = t.stage_bytes / kSize;
@@ -147,8 +147,8 @@ cudaError_t launch_apply(const TileArguments& a, cudaStream_t stream) {
   const Tiling& t = a.tiling;
   const int threads = t.lanes * t.thread_rows * t.planes;
   return launch_in_pieces(t.blocks, [&](int64_t first, unsigned blocks) {
-    constexpr auto kernel = apply_kernel<E, kKernel, k.rows, k.pixels, kOdd, kMirrored, k.most_threads, k.stages>;
-    LGLD_LAUNCH(kernel, blocks, threads, t.stage_bytes * k.stages, stream, a, first);
+    apply_kernel<E, kKernel, k.rows, k.pixels, kOdd, kMirrored, k.most_threads, k.stages>
+        <<<blocks, threads, t.stage_bytes * k.stages, stream>>>(a, first);
   });
 }
 

@@ -6,12 +6,12 @@
 namespace lgld::cuda {
 namespace {
 
-constexpr int kNaiveThreads = 256;
+constexpr int kThreads = 256;
 
 template <class E>
-__global__ void __launch_bounds__(kNaiveThreads) naive_kernel(Involution2dParams p, int64_t first) {
+__global__ void __launch_bounds__(kThreads) naive_kernel(Involution2dParams p, int64_t first) {
   const Involution2dShape& s = p.shape;
-  int64_t rest = block_number(first) * kNaiveThreads + threadIdx.x;
+  int64_t rest = block_number(first) * kThreads + threadIdx.x;
   if (rest >= s.batch * s.channels * s.out_height * s.out_width) return;
   const int64_t j = rest % s.out_width;
   rest /= s.out_width;
@@ -36,12 +36,11 @@ __global__ void __launch_bounds__(kNaiveThreads) naive_kernel(Involution2dParams
 
 cudaError_t involution2d_naive(const Involution2dParams& p, cudaStream_t stream) {
   const Involution2dShape& s = p.shape;
-  const int64_t blocks = ceil_div(s.batch * s.channels * s.out_height * s.out_width, kNaiveThreads);
+  const int64_t blocks = ceil_div(s.batch * s.channels * s.out_height * s.out_width, kThreads);
   return with_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
-    return launch_in_pieces(blocks, [&](int64_t first, unsigned count) {
-      LGLD_LAUNCH((naive_kernel<E>), count, kNaiveThreads, 0, stream, p, first);
-    });
+    return launch_in_pieces(blocks,
+                            [&](int64_t first, unsigned count) { naive_kernel<E><<<count, kThreads, 0, stream>>>(p, first); });
   });
 }
 

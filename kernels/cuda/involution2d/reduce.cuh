@@ -10,7 +10,7 @@ namespace lgld::cuda {
 template <class E, int kKernel, int kRows, int kPixels, bool kOdd, int kMostThreads, int kStages>
 __global__ void __launch_bounds__(kMostThreads, 2) reduce_kernel(const __grid_constant__ TileArguments a, int64_t first) {
   constexpr int kTaps = kKernel * kKernel;
-  LGLD_DYNAMIC_SHARED(shared);
+  extern __shared__ __align__(16) unsigned char shared[];
   const Tiling& t = a.tiling;
   const int tile_threads = t.lanes * t.thread_rows, thread = static_cast<int>(threadIdx.x);
   Spot spot = find_spot(t, block_number(first), thread);
@@ -114,8 +114,8 @@ cudaError_t launch_reduce(const TileArguments& a, cudaStream_t stream) {
   const Tiling& t = a.tiling;
   const int threads = t.lanes * t.thread_rows * t.planes;
   return launch_in_pieces(t.blocks, [&](int64_t first, unsigned blocks) {
-    constexpr auto kernel = reduce_kernel<E, kKernel, k.rows, k.pixels, kOdd, k.most_threads, k.stages>;
-    LGLD_LAUNCH(kernel, blocks, threads, t.stage_bytes * k.stages, stream, a, first);
+    reduce_kernel<E, kKernel, k.rows, k.pixels, kOdd, k.most_threads, k.stages>
+        <<<blocks, threads, t.stage_bytes * k.stages, stream>>>(a, first);
   });
 }
 
