@@ -15,6 +15,7 @@ from lgld_ops.bench.cases import (
     NetworkCase,
     involution_cases,
 )
+from lgld_ops.bench.harness import ESSENTIAL
 from lgld_ops.bench.opponents import Opponent, opponents_for
 
 BATCHES = (1, 8, 32)
@@ -22,11 +23,15 @@ BATCHES = (1, 8, 32)
 
 @dataclass(frozen=True)
 class Cell:
-    """One case at one thread count, with the torch.compile opponents or without."""
+    """One case at one thread count: with the torch.compile opponents or without, with the other networks or without, or only
+    with some opponents."""
 
     case: Case
     threads: int
     compiled: bool = True
+    other_networks: bool = False
+    only: tuple[str, ...] = ()
+    """Names of the opponents where not all take part; ours, the judge and the reference do in any case."""
 
     @property
     def contestants(self) -> list[Opponent]:
@@ -34,7 +39,13 @@ class Cell:
 
     @property
     def opponents(self) -> list[Opponent]:
-        return [one for one in opponents_for(self.case) if self.compiled or not one.compiled]
+        def wanted(one: Opponent) -> bool:
+            if one.role in (*ESSENTIAL, "floor"):
+                return True
+            listed = one.name in self.only if self.only else self.other_networks or one.role != "other network"
+            return listed and (self.compiled or not one.compiled)
+
+        return [one for one in opponents_for(self.case) if wanted(one)]
 
     @property
     def id(self) -> str:
@@ -60,7 +71,7 @@ def quick() -> list[Cell]:
 
 
 def default() -> list[Cell]:
-    """What fits into twelve minutes on two cores; compiling is what takes them, so not every cell has it."""
+    """What takes about twenty minutes on two cores; compiling is what takes them, so not every cell has it."""
     most = thread_counts()[0]
     shapes = list(SHAPES.values())
     cells = [Cell(case, most, compiled=case.batch < 32) for case in involution_cases(shapes, BATCHES, (FORWARD,))]
@@ -74,7 +85,10 @@ def default() -> list[Cell]:
         if mode == FORWARD or batch == 1
     ]
     cells += [Cell(MixerCase(batch, mode=mode), most) for mode in (FORWARD, TRAINING) for batch in (1, 8)]
-    cells += [Cell(NetworkCase(batch), most, compiled=batch == 1) for batch in BATCHES]
+    cells.append(Cell(NetworkCase(1), most, other_networks=True))
+    cells.append(Cell(NetworkCase(8), most, compiled=False))
+    # A round of all opponents would take ten seconds; these are the reference and the fastest in float32.
+    cells.append(Cell(NetworkCase(32), most, only=("OpenVINO f32",)))
     cells.append(Cell(NetworkCase(8, mode=TRAINING), most, compiled=False))
     if most > 1:
         cells += [Cell(case, 1) for case in involution_cases(shapes, (1,), (FORWARD,))]
@@ -92,7 +106,7 @@ def default() -> list[Cell]:
 def everything() -> list[Cell]:
     """Every shape, batch size, mode and thread count against every opponent: an hour or more."""
     return [
-        Cell(case, threads)
+        Cell(case, threads, other_networks=True)
         for threads in thread_counts()
         for case in (
             *involution_cases(SHAPES.values(), BATCHES, (FORWARD, TRAINING)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -115,3 +116,21 @@ def flat(state: Mapping[str, Tensor], names: Iterable[str], eps: Sequence[float]
     """The tensors called `names`, one after the other, and the three eps, in float32."""
     pieces = [state[name].detach().to("cpu", torch.float32).reshape(-1) for name in names]
     return torch.cat([*pieces, torch.tensor(eps, dtype=torch.float32)])
+
+
+def named(weights: Tensor, in_channels: int, base_channels: int, num_classes: int) -> dict[str, Tensor]:
+    """The published state dict, as views of what `flat` made (`num_batches_tracked` is zero)."""
+    state, at = {}, 0
+    for name, shape in parameter_shapes(in_channels, base_channels, num_classes).items():
+        count = math.prod(shape)
+        state[name] = weights[at : at + count].view(shape)
+        at += count
+    return state | {f"{name}.num_batches_tracked": torch.zeros((), dtype=torch.int64) for name in NORMS}
+
+
+def set_eps(model: nn.Module, eps: Sequence[float]) -> None:
+    """Give the BatchNorms of a network with the published structure these eps."""
+    for name, value in zip(NORMS, eps, strict=True):
+        norm = model.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.eps = value

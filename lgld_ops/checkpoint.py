@@ -1,8 +1,9 @@
 """Reading LGLD-Net's weights from a file: tensors only, never code.
 
-``.safetensors`` files are read with safetensors, ``.pth`` and ``.pt`` files with
+``.safetensors`` and ``.lgld`` files are read with safetensors, ``.pth`` and ``.pt`` files with
 ``torch.load(weights_only=True)``; a pickle that would have to run code is refused. The sizes of the network
-follow from the shapes of its tensors.
+follow from the shapes of its tensors. A file of a fused network (``lgld_ops.FusedLGLDNet.save``) is checked as
+``lgld_ops.load`` checks it, whatever its suffix.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from . import reference
+from . import fused_file, reference
+from .canonical import set_eps
 
 __all__ = ["CheckpointError", "CheckpointInfo", "load_network", "read_state_dict"]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-_SUFFIXES = (".safetensors", ".pth", ".pt")
+_SAFETENSORS = (".safetensors", fused_file.SUFFIX)
+_SUFFIXES = (*_SAFETENSORS, ".pth", ".pt")
 
 
 class CheckpointError(ValueError):
@@ -136,12 +139,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such weights file")
     if not path.is_file():
-        raise CheckpointError(f"{path}: is no file; weights must be a .safetensors, .pth or .pt file")
+        raise CheckpointError(f"{path}: is no file; weights must be a {', '.join(_SUFFIXES)} file")
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise CheckpointError(f"{path}: weights must be a {', '.join(_SUFFIXES)} file, got suffix {suffix!r}")
     with path.open("rb") as file:
-        state, metadata = _read_safetensors(path) if suffix == ".safetensors" else _read_pickle(path, file)
+        state, metadata = _read_safetensors(path) if suffix in _SAFETENSORS else _read_pickle(path, file)
     foreign = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
         raise CheckpointError(f"{path}: must hold tensors only, but these are none: {_listed(foreign)}")
@@ -195,7 +198,7 @@ def load_network(
     alone.
 
     Args:
-        path: a ``.safetensors``, ``.pth`` or ``.pt`` file; see ``read_state_dict`` for what it may hold.
+        path: a ``.safetensors``, ``.lgld``, ``.pth`` or ``.pt`` file; see ``read_state_dict`` for what it may hold.
         network: called with (in_channels, base_channels, num_classes); ``None`` is ``lgld_ops.LGLDNet``.
             ``lgld_ops.reference.LGLDNet`` is the published network in plain PyTorch.
 
@@ -211,6 +214,8 @@ def load_network(
     """
     path = Path(path)
     state, metadata = read_state_dict(path)
+    fused = metadata.get("format") == fused_file.FORMAT or path.suffix.lower() == fused_file.SUFFIX
+    eps = fused_file.checked(path, state, metadata).eps if fused else None
     in_channels, base_channels, num_classes = _sizes(path, state)
     for name, size in (("in_channels", in_channels), ("base_channels", base_channels)):
         if name in metadata and str(metadata[name]) != str(size):
@@ -224,6 +229,8 @@ def load_network(
     with torch.random.fork_rng(devices=[]):
         model = network(in_channels, base_channels, num_classes)
     model.load_state_dict(state, strict=True)
+    if eps is not None:
+        set_eps(model, eps)
     used = ("in_channels", "base_channels", "image_size", "classes")
     info = CheckpointInfo(
         path=path,

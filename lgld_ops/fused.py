@@ -9,11 +9,8 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from . import _native
-from .canonical import NORMS, check_structure, flat, parameter_shapes, sizes_of
+from .canonical import NORMS, check_structure, flat, named, parameter_shapes, sizes_of
+from .fused_file import Contents, checked_classes, checked_image_size, read, write
 from .ops.lgldnet import parameter_count
 
 if TYPE_CHECKING:
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FusedLGLDNet", "Stage", "drop_workspaces", "fuse", "load", "plan", "stage_times"]
 
-FORMAT = "lgld_ops.fused"
-FORMAT_VERSION = 1
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -71,8 +67,8 @@ class FusedLGLDNet(nn.Module):
         if weights.shape != (count,):
             raise ValueError(f"weights must have shape [{count}], but have {list(weights.shape)}")
         self.in_channels, self.base_channels, self.num_classes = in_channels, base_channels, num_classes
-        self.image_size = _checked_image_size(image_size)
-        self.classes = _checked_classes(classes, num_classes)
+        self.image_size = checked_image_size(image_size)
+        self.classes = checked_classes(classes, num_classes)
         self.register_buffer("weights", weights)
         super().train(False)
 
@@ -162,12 +158,7 @@ class FusedLGLDNet(nn.Module):
 
     def canonical_state_dict(self) -> dict[str, Tensor]:
         """The published network's state dict, as views of this module's weights (`num_batches_tracked` is zero)."""
-        state, at = {}, 0
-        for name, shape in parameter_shapes(self.in_channels, self.base_channels, self.num_classes).items():
-            count = math.prod(shape)
-            state[name] = self.weights[at : at + count].view(shape)
-            at += count
-        return state | {f"{name}.num_batches_tracked": torch.zeros((), dtype=torch.int64) for name in NORMS}
+        return named(self.weights, self.in_channels, self.base_channels, self.num_classes)
 
     def save(
         self,
@@ -187,61 +178,14 @@ class FusedLGLDNet(nn.Module):
             ValueError: `classes` has another length than the logits, or a size is not positive.
             OSError: the file cannot be written.
         """
-        from safetensors.torch import save
-
-        size = self.image_size if image_size is None else _checked_image_size(image_size)
-        names = self.classes if classes is None else _checked_classes(classes, self.num_classes)
-        metadata = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
-            "in_channels": str(self.in_channels),
-            "base_channels": str(self.base_channels),
-            "num_classes": str(self.num_classes),
-            "eps": json.dumps(self.weights[-3:].tolist()),
-        }
-        if size is not None:
-            metadata["image_size"] = json.dumps(size)
-        if names is not None:
-            metadata["classes"] = json.dumps(names)
-        state = {name: value.detach().cpu().contiguous() for name, value in self.canonical_state_dict().items()}
-        metadata["sha256"] = _digest(metadata, self.weights.detach().cpu())
-        # Beside it and then renamed: a reader sees the old file or the new one, never half of either.
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            partial.write_bytes(save({name: value.clone() for name, value in state.items()}, metadata))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        size = self.image_size if image_size is None else checked_image_size(image_size)
+        names = self.classes if classes is None else checked_classes(classes, self.num_classes)
+        contents = Contents(self.weights, self.in_channels, self.base_channels, self.num_classes, size, names)
+        write(Path(path), contents)
 
     def extra_repr(self) -> str:
         """The network's sizes, as nn.Module prints them."""
         return f"in_channels={self.in_channels}, base_channels={self.base_channels}, num_classes={self.num_classes}"
-
-
-def _checked_image_size(value: Sequence[int] | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    size = tuple(value)
-    if len(size) != 2 or not all(type(item) is int and item > 0 for item in size):
-        raise ValueError(f"image_size must be two positive ints, (height, width), but is {value!r}")
-    return size[0], size[1]
-
-
-def _checked_classes(value: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"classes must be a sequence of names, but is {value!r}")
-    if len(value) != num_classes:
-        raise ValueError(f"classes must name {num_classes} classes, but names {len(value)}")
-    return tuple(value)
-
-
-def _digest(metadata: Mapping[str, str], weights: Tensor) -> str:
-    """Of everything that matters: any altered byte of it is noticed."""
-    text = json.dumps({key: metadata[key] for key in sorted(metadata) if key != "sha256"})
-    return hashlib.sha256(text.encode() + weights.contiguous().numpy().tobytes()).hexdigest()
 
 
 def fuse(model: nn.Module, *, image_size: Sequence[int] | None = None, classes: Sequence[str] | None = None) -> FusedLGLDNet:
@@ -291,35 +235,9 @@ def load(path: str | os.PathLike[str]) -> FusedLGLDNet:
         lgld_ops.checkpoint.CheckpointError: it is truncated, altered, of a newer format or of another kind; a ValueError.
         RuntimeError: the package has no compiled library.
     """
-    from .checkpoint import CheckpointError, _read_safetensors
-
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is no file; it must be one that FusedLGLDNet.save wrote")
-    with path.open("rb"):  # a file that may not be read is an OSError, not a damaged one
-        state, metadata = _read_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: not written by FusedLGLDNet.save (format is {metadata.get('format')!r}, must be {FORMAT!r}); weights of "
-            "a network are read by lgld_ops.checkpoint.load_network, and lgld_ops.fuse makes this of it"
-        )
-    if metadata.get("format_version") != str(FORMAT_VERSION):
-        raise CheckpointError(
-            f"{path}: format version is {metadata.get('format_version')!r}, this lgld_ops reads version {FORMAT_VERSION}"
-        )
-    try:
-        sizes = sizes_of(state)
-        if [metadata.get(key) for key in ("in_channels", "base_channels", "num_classes")] != [str(size) for size in sizes]:
-            raise ValueError("the sizes in its metadata are not those of its tensors")
-        weights = flat(state, parameter_shapes(*sizes), json.loads(metadata.get("eps", "null")))
-        if metadata.get("sha256") != _digest(metadata, weights):
-            raise ValueError("its checksum does not fit its contents")
-        image_size, classes = (json.loads(metadata.get(key, "null")) for key in ("image_size", "classes"))
-        return FusedLGLDNet(weights, *sizes, image_size=image_size, classes=classes)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: altered since FusedLGLDNet.save wrote it: {error}") from error
+    found = read(Path(path))
+    sizes = (found.in_channels, found.base_channels, found.num_classes)
+    return FusedLGLDNet(found.weights, *sizes, image_size=found.image_size, classes=found.classes)
 
 
 @dataclass(frozen=True)
@@ -357,10 +275,10 @@ def plan(network: FusedLGLDNet, height: int, width: int) -> Plan:
     """The plan for images of that size on this machine's instruction set.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size is not positive, or the image has more than 2^28 pixels.
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be at least 1, but are {height} and {width}")
+    if height < 1 or width < 1 or height * width > 2**28:
+        raise ValueError(f"height and width must be at least 1 and at most 2^28 pixels together, but are {height} and {width}")
     library = _native.library()
     geometry = (ctypes.c_int64 * 5)(network.in_channels, network.base_channels, network.num_classes, height, width)
     row, name = (ctypes.c_int64 * 9)(), ctypes.c_char_p()

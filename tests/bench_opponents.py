@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from lgld_ops.bench.cases import InvolutionCase
-from lgld_ops.bench.opponents import BOTH, Call, Inputs, involution_call, opponent
+from lgld_ops.bench.cases import FORWARD, InvolutionCase, NetworkCase
+from lgld_ops.bench.opponents import BOTH, ISA_VARIABLES, Call, Inputs, involution_call, module, opponent
+from lgld_ops.bench.opponents.other_networks import other_network
 from lgld_ops.reference import involution2d_unfold
 
 LOG_VARIABLE = "LGLD_BENCH_TEST_LOG"
@@ -126,3 +127,46 @@ def hangs(case: InvolutionCase, inputs: Inputs) -> Call:
         return {}
 
     return failing_after(2, fail, case, inputs)
+
+
+LARGE = 400_000_000
+"""Bytes that one of the opponents below takes for a moment."""
+
+
+@opponent("test large", "involution")
+def large(case: InvolutionCase, inputs: Inputs) -> Call:
+    del_me = torch.ones(LARGE // 4)
+    del del_me
+    return involution_call(unfold, case, inputs)
+
+
+@opponent("test limited", "involution", role="ours")
+def limited(case: InvolutionCase, inputs: Inputs) -> Call:
+    """Right only where the variables that limit the instruction set are those for AVX2."""
+    wrong = {name: os.environ.get(name) for name, value in ISA_VARIABLES["avx2"].items() if os.environ.get(name) != value}
+    if wrong:
+        raise RuntimeError(f"not limited: {wrong}")
+    return involution_call(unfold, case, inputs)
+
+
+@opponent("test unlimited", "involution", process=MISFITS, limited_by_variables=False)
+def unlimited(case: InvolutionCase, inputs: Inputs) -> Call:
+    return involution_call(unfold, case, inputs)
+
+
+@opponent("test missing package", "network", requires=(module("no_such_runtime"), lambda: no_such_name))  # type: ignore[name-defined] # noqa: F821
+def missing_package(case: NetworkCase, inputs: Inputs) -> Call:
+    raise AssertionError("built although a requirement is not met")
+
+
+def scaled_alexnet(name: str, scale: float) -> None:
+    judge = {"judged_by": "AlexNet, eager", "relative_error": 1e-4}
+
+    @opponent(name, "network", role="other network", modes=(FORWARD,), process="test alexnet", **judge)
+    def build(case: NetworkCase, inputs: Inputs) -> Call:
+        net = other_network("AlexNet")
+        return lambda: {"logits": net(inputs["x"]) * scale}
+
+
+scaled_alexnet("test AlexNet, rounded", 1.0 + 2e-5)
+scaled_alexnet("test AlexNet, wrong", 1.001)

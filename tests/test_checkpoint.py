@@ -129,7 +129,7 @@ def refused(path: Path, message: str) -> None:
 def test_folder_and_suffix(tmp_path: Path) -> None:
     refused(tmp_path, "is no file")
     (tmp_path / "weights.bin").write_bytes(b"")
-    refused(tmp_path / "weights.bin", r"\.safetensors, \.pth, \.pt file, got suffix '\.bin'")
+    refused(tmp_path / "weights.bin", r"\.safetensors, \.lgld, \.pth, \.pt file, got suffix '\.bin'")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

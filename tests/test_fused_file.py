@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from test_fused import image, network_of
 
 import lgld_ops
-from lgld_ops import fuse
+from lgld_ops import fuse, reference
 from lgld_ops.checkpoint import CheckpointError, load_network
 
 
@@ -56,9 +56,24 @@ def test_holds_the_published_state_dict(saved: Path, tmp_path: Path) -> None:
     assert json.loads(metadata["classes"]) == ["a", "b", "ü", "d"]
     named = tmp_path / "cell.safetensors"
     named.write_bytes(saved.read_bytes())
-    network, info = load_network(named)
-    assert (info.image_size, info.classes) == ((96, 128), ("a", "b", "ü", "d"))
-    assert network.head[6].out_features == 4
+    x = image(2, 3, 30, 20)
+    for path in (named, saved):
+        network, info = load_network(path, network=reference.LGLDNet)
+        assert (info.image_size, info.classes) == ((96, 128), ("a", "b", "ü", "d"))
+        assert network.head[1].eps == pytest.approx(0.01)  # no tensor says so
+        torch.testing.assert_close(network(x), lgld_ops.load(saved)(x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_network_is_checked_as_the_fused_one(saved: Path, tmp_path: Path) -> None:
+    data = bytearray(saved.read_bytes())
+    data[-100] ^= 0x10
+    for name in ("altered.lgld", "altered.safetensors"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CheckpointError, match="checksum does not fit"):
+            load_network(tmp_path / name)
+    save_file(network_of(3, 8, 4).state_dict(), tmp_path / "foreign.lgld")
+    with pytest.raises(CheckpointError, match="not written by FusedLGLDNet"):
+        load_network(tmp_path / "foreign.lgld")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 8, 100, 2000, -1])

@@ -7,9 +7,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <string>
 #include <tuple>
 
+#include "csrc/cpu/lgldnet_arguments.h"
 #include "csrc/cpu/lgldnet_cache.h"
 #include "csrc/cpu/lgldnet_schedule.h"
 #include "csrc/error.h"
@@ -17,59 +17,11 @@
 namespace lgld {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-std::string shape_of(const Tensor& t) {
-  std::string text = "[";
-  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
-  return text + "]";
-}
-
-Tensor empty_floats(const char* op, int64_t rows, int64_t columns) {
-  const int64_t size[2] = {rows, columns}, stride[2] = {columns, 1};
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError status =
-      aoti_torch_empty_strided(2, size, stride, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &handle);
-  LGLD_CHECK(status == AOTI_TORCH_SUCCESS, op, ": a result of ", rows, " x ", columns, " floats could not be allocated");
-  return Tensor(handle);
-}
-
-LgldnetGeometry check(const char* op, const Tensor& x, const Tensor& parameters, int64_t channels, int64_t classes) {
-  LGLD_CHECK(x.is_cpu() && parameters.is_cpu(), op, ": x and parameters must be on the CPU");
-  LGLD_CHECK(x.dim() == 4, op, ": x must have 4 dimensions, [batch, in_channels, height, width], but has shape ", shape_of(x));
-  LGLD_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Byte, op,
-             ": x must be float32, or uint8 with 255 for 1.0, but is of another dtype");
-  LGLD_CHECK(x.size(1) >= 1 && x.size(2) >= 1 && x.size(3) >= 1, op,
-             ": x must have at least one channel, row and column, but has shape ", shape_of(x));
-  constexpr int64_t kMostPixels = int64_t{1} << 28, kMostChannels = 4096;
-  LGLD_CHECK(x.size(2) < kMostPixels && x.size(3) < kMostPixels && x.size(2) * x.size(3) <= kMostPixels, op,
-             ": x must have at most 2^28 pixels an image, but has shape ", shape_of(x));
-  LGLD_CHECK(channels >= 4 && channels % 4 == 0 && channels <= kMostChannels, op,
-             ": base_channels must be a multiple of 4 from 4 to ", kMostChannels, ", but is ", channels);
-  LGLD_CHECK(classes >= 1 && classes < kMostPixels, op, ": num_classes must be at least 1 and less than 2^28, but is ",
-             classes);
-  LGLD_CHECK(x.size(1) <= kMostChannels, op, ": x must have at most ", kMostChannels, " channels, but has shape ", shape_of(x));
-  const LgldnetGeometry g{x.size(1), channels, classes, x.size(2), x.size(3)};
-  const int64_t count = lgldnet_parameters(g.in_channels, g.channels, g.classes).count;
-  LGLD_CHECK(parameters.scalar_type() == ScalarType::Float, op, ": parameters must be float32");
-  LGLD_CHECK(parameters.dim() == 1 && parameters.size(0) == count && (count < 2 || parameters.stride(0) == 1), op,
-             ": parameters must be contiguous with shape [", count, "] for ", g.in_channels, " image channels, base_channels ",
-             channels, " and num_classes ", classes, ", but has shape ", shape_of(parameters));
-  return g;
-}
-
-LgldnetImage image_of(const Tensor& x, int64_t index) {
-  const bool bytes = x.scalar_type() == ScalarType::Byte;
-  const char* data = static_cast<const char*>(x.const_data_ptr()) + index * x.stride(0) * (bytes ? 1 : 4);
-  return {data, x.stride(1), x.stride(2), x.stride(3), bytes};
-}
-
 std::tuple<Tensor, Tensor> lgldnet(const Tensor& x, const Tensor& parameters, int64_t channels, int64_t classes) {
   constexpr const char* op = "lgldnet";
-  const LgldnetGeometry g = check(op, x, parameters, channels, classes);
+  const LgldnetGeometry g = check_image(op, x, parameters, channels, classes);
   const int64_t batch = x.size(0);
-  const Tensor logits = empty_floats(op, batch, classes), features = empty_floats(op, batch, channels);
+  const Tensor logits = empty_floats(op, {batch, classes}), features = empty_floats(op, {batch, channels});
   if (batch == 0) return {logits, features};
   const LgldnetKernels& kernels = *active_cpu_variant().lgldnet;
   const LgldnetLease lease(kernels, g, static_cast<const float*>(parameters.const_data_ptr()),
@@ -88,10 +40,10 @@ std::tuple<Tensor, Tensor> lgldnet(const Tensor& x, const Tensor& parameters, in
 Tensor lgldnet_stage_times(const Tensor& x, const Tensor& parameters, int64_t channels, int64_t classes, int64_t rounds) {
   constexpr const char* op = "lgldnet_stage_times";
   using Clock = std::chrono::steady_clock;
-  const LgldnetGeometry g = check(op, x, parameters, channels, classes);
+  const LgldnetGeometry g = check_image(op, x, parameters, channels, classes);
   LGLD_CHECK(x.size(0) >= 1 && rounds >= 1, op, ": x must hold an image and rounds must be at least 1");
-  const Tensor seconds = empty_floats(op, rounds, kLgldnetStages), logits = empty_floats(op, 1, classes),
-               features = empty_floats(op, 1, channels);
+  const Tensor seconds = empty_floats(op, {rounds, kLgldnetStages}), logits = empty_floats(op, {1, classes}),
+               features = empty_floats(op, {1, channels});
   const LgldnetKernels& kernels = *active_cpu_variant().lgldnet;
   const LgldnetLease lease(kernels, g, static_cast<const float*>(parameters.const_data_ptr()),
                            static_cast<int64_t>(torch::stable::get_num_threads()));
@@ -123,7 +75,8 @@ extern "C" {
 __attribute__((visibility("default"))) int lgld_lgldnet_stage(const int64_t* geometry, int index, const char** name,
                                                               int64_t* row) {
   const lgld::LgldnetGeometry g{geometry[0], geometry[1], geometry[2], geometry[3], geometry[4]};
-  if (index < 0 || index >= lgld::kLgldnetStages) return 0;
+  if (index < 0 || index >= lgld::kLgldnetStages || g.height < 1 || g.width < 1) return 0;
+  if (g.height > lgld::kMostPixels || g.width > lgld::kMostPixels || g.height * g.width > lgld::kMostPixels) return 0;
   const lgld::LgldnetKernels& k = *lgld::active_cpu_variant().lgldnet;
   const lgld::LgldnetPlan plan = lgld::lgldnet_plan(g, k.vectors, k.pixel_block);
   const lgld::LgldnetStage& s = plan.stages[index];

@@ -63,6 +63,7 @@ struct LgldnetSize {
   LgldnetSize(const LgldnetKernels& kernels, const LgldnetGeometry& g, const float* parameters)
       : plan(lgldnet_plan(g, kernels.vectors, kernels.pixel_block)), tables(plan.tables) {
     lgldnet_tables(plan, parameters, tables.data());
+    idle.reserve(kMostIdle);  // giving a workspace back, in a destructor, must not fail
   }
   LgldnetPlan plan;
   Floats tables;

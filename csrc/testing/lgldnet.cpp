@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "csrc/testing/testing.h"
+#include "kernels/cpu/lgldnet/maps.h"
 
 namespace py = pybind11;
 
@@ -27,14 +28,13 @@ Buffer aligned(int64_t count) {
   return b;
 }
 
-// [channels][height][width] from a channels-last map whose pixel (i, j) begins at offset(i, j).
-template <class Offset>
-Floats plain(const LgldnetPlan& p, const float* map, Offset&& offset) {
+// [channels][height][width] from a channels-last map in the workspace.
+Floats plain(const LgldnetPlan& p, const float* workspace, LgldnetPixel pixel) {
   Floats out({p.geometry.channels, p.height, p.width});
   auto to = out.mutable_unchecked<3>();
   for (int64_t c = 0; c < p.geometry.channels; ++c)
     for (int64_t i = 0; i < p.height; ++i)
-      for (int64_t j = 0; j < p.width; ++j) to(c, i, j) = map[offset(i, j) + c];
+      for (int64_t j = 0; j < p.width; ++j) to(c, i, j) = workspace[pixel(p, i, j) + c];
   return out;
 }
 
@@ -67,10 +67,6 @@ py::dict run(const std::string& variant, const py::array image, const Floats par
   call.workspace = workspace.get(), call.logits = logits.mutable_data(), call.features = features.mutable_data();
   call.image = {image.data(), image.strides(0) / size, image.strides(1) / size, image.strides(2) / size, bytes};
 
-  const int64_t c = p.padded;
-  const auto context = [&](int64_t i, int64_t j) {
-    return (i % 4 * 4 + j % 4) * p.context_grid + (i / 4 * p.context_columns + j / 4) * c;
-  };
   py::dict maps;
   std::mt19937 random(order);
   for (int phase = 0; phase < p.phases; ++phase)
@@ -81,17 +77,14 @@ py::dict run(const std::string& variant, const py::array image, const Floats par
       if (order == 1) std::reverse(tasks.begin(), tasks.end());
       if (order > 1) std::shuffle(tasks.begin(), tasks.end(), random);
       for (int64_t t : tasks) kernels.run(call, stage, t, scratch.get());
-      if (stage == kWideContext) maps["wide_context"] = plain(p, workspace.get() + p.context_map, context);
+      if (stage == kWideContext) maps["wide_context"] = plain(p, workspace.get(), context_pixel);
     }
-  maps["local_stem"] =
-      plain(p, workspace.get() + p.stem_map, [&](int64_t i, int64_t j) { return (i + 2) * p.stem_row + (j + 2) * c; });
-  maps["global_stem"] = plain(p, workspace.get() + p.mixer_map, [&](int64_t i, int64_t j) {
-    return (i % 4 * 4 + j % 4) * p.grid + ((i / 4 + 2) * p.grid_columns + j / 4 + 2) * c;
-  });
-  maps["context"] = plain(p, workspace.get() + p.context_map, context);
-  maps["local_features"] = plain(p, workspace.get() + p.local_map, [&](int64_t i, int64_t j) { return (i * p.width + j) * c; });
+  maps["local_stem"] = plain(p, workspace.get(), stem_pixel);
+  maps["global_stem"] = plain(p, workspace.get(), mixer_pixel);
+  maps["context"] = plain(p, workspace.get(), context_pixel);
+  maps["local_features"] = plain(p, workspace.get(), local_pixel);
   maps["local_factor"] = row(workspace.get() + p.blend, channels);
-  maps["context_factor"] = row(workspace.get() + p.blend + c, channels);
+  maps["context_factor"] = row(workspace.get() + p.blend + p.padded, channels);
   maps["features"] = features;
   maps["logits"] = logits;
   return maps;

@@ -63,6 +63,7 @@ def judge(
     eager: Mapping[str, NDArray[Any]],
     exact: Mapping[str, NDArray[Any]],
     factor: float = FACTOR,
+    relative: float = 0.0,
 ) -> Verdict:
     """Compares one opponent's named results with the float64 ones.
 
@@ -71,6 +72,7 @@ def judge(
         eager: of the eager reference, same names and shapes, its float32 error being the yardstick.
         exact: in float64.
         factor: how many times the eager error is allowed.
+        relative: which part of the largest magnitude is allowed besides.
     """
     if set(results) != set(exact):
         difference = ", ".join(sorted(set(results) ^ set(exact)))
@@ -89,7 +91,7 @@ def judge(
         scale = parameter_scale if name.startswith(PARAMETER_GRADIENT) else _largest(expected)
         error = largest_error(got, expected)
         eager_error = largest_error(eager[name], expected)
-        allowed = factor * eager_error + ROUNDING_ULPS * float(np.finfo(got.dtype).eps) * scale
+        allowed = factor * eager_error + (ROUNDING_ULPS * float(np.finfo(got.dtype).eps) + relative) * scale
         problem = None
         if not error <= allowed:
             problem = f"{name} is off by {error:.3g}, allowed {allowed:.3g} (eager is off by {eager_error:.3g})"

@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import Case, InvolutionCase, case_to_dict
+from .cases import Case, InvolutionCase, NetworkCase, case_to_dict
 from .equivalence import Verdict, judge
-from .opponents import Opponent, opponents_for
+from .opponents import ISA_VARIABLES, Opponent, opponents_for
 from .processes import WorkerError, WorkerProcess
 
 Notify: TypeAlias = Callable[[str, int, int], None]
@@ -65,6 +65,9 @@ class Entry:
     prepare_seconds: float = 0.0
     inner: int = 0
     kept_bytes: int | None = None
+    peak_bytes: int | None = None
+    """The largest resident set of its process from the start of building to the last round: interpreter, torch, weights,
+    compilation included. The first case of a process is what a fresh process shows; later ones find memory kept."""
     samples: list[float] = field(default_factory=list)
     """Seconds per call, one sample a round."""
 
@@ -102,6 +105,8 @@ class Comparison:
     peak_rate: float | None = None
     """Multiply-adds per second, measured in the same run at the same thread count."""
     peak_unavailable: str = ""
+    isa: str | None = None
+    """The instruction set that everybody was limited to."""
 
     @property
     def proved(self) -> bool:
@@ -183,6 +188,7 @@ class Harness:
         settings: see ``Settings``.
         plugins: Python files that register further opponents in the workers.
         notify: see ``Notify``.
+        isa: limits every worker to this instruction set, "avx2" or "sse2"; opponents that cannot be limited are unavailable.
     """
 
     def __init__(
@@ -192,9 +198,13 @@ class Harness:
         *,
         plugins: Sequence[str] = (),
         notify: Notify | None = None,
+        isa: str | None = None,
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
+        if isa is not None and isa not in ISA_VARIABLES:
+            raise ValueError(f"isa must be one of {', '.join(ISA_VARIABLES)}, or None, got {isa!r}")
+        self.isa = isa
         self.threads = threads
         self.settings = settings or Settings()
         self._plugins = [os.path.abspath(plugin) for plugin in plugins]
@@ -229,12 +239,25 @@ class Harness:
         except WorkerError as error:
             return {"error": f"{error}\n{error.stderr_tail}"}
 
+    def stages(self, case: NetworkCase, rounds: int) -> dict[str, Any]:
+        """What each stage of the fused network costs, as `stages.measure` returns it.
+
+        Raises:
+            WorkerError: it could not be measured.
+        """
+        worker = self._worker("network: stages", {})
+        message = {"do": "stages", "case": case_to_dict(case), "rounds": rounds}
+        return worker.request(message, self.settings.prepare_timeout)
+
     def run(self, case: Case, opponents: Sequence[Opponent] | None = None) -> Comparison:
         """Prepares, judges, and times every opponent on one case. Opponents that cannot run are reported, not
         raised."""
         chosen = opponents_for(case) if opponents is None else opponents
-        comparison = Comparison(case, self.threads, self.settings, [Entry(entry) for entry in chosen])
+        comparison = Comparison(case, self.threads, self.settings, [Entry(entry) for entry in chosen], isa=self.isa)
         entries = comparison.entries
+        for entry in entries:
+            if self.isa is not None and not entry.opponent.limited_by_variables:
+                entry.status, entry.reason = "unavailable", f"nothing limits it to {self.isa.upper()}"
         self._done, self._total = 0, 2 * len(entries) + self.settings.rounds
         with tempfile.TemporaryDirectory(dir=self._scratch.name) as folder:
             try:
@@ -256,7 +279,8 @@ class Harness:
             if worker is not None:
                 worker.close()
             scratch = Path(self._scratch.name)
-            worker = WorkerProcess(process, self.threads, environment, self._plugins, scratch)
+            limits = ISA_VARIABLES[self.isa] if self.isa is not None else {}
+            worker = WorkerProcess(process, self.threads, {**limits, **environment}, self._plugins, scratch)
             self._workers[process] = worker
         return worker
 
@@ -271,7 +295,8 @@ class Harness:
         for name, array in case.arrays().items():
             np.save(inputs / f"{name}.npy", array)
         # Compilers first: they take longest. The order of the table and of the rounds stays.
-        queue = sorted(enumerate(entries), key=lambda item: not item[1].opponent.compiled)
+        waiting = [item for item in enumerate(entries) if item[1].status == "waiting"]
+        queue = sorted(waiting, key=lambda item: not item[1].opponent.compiled)
         running: dict[str, tuple[WorkerProcess, Entry, float]] = {}
         while queue or running:
             for index, entry in list(queue):
@@ -344,7 +369,14 @@ class Harness:
         for entry in comparison.contestants:
             if entry.status != "waiting":
                 continue
-            entry.verdict = judge(results(entry), eager, exact, entry.opponent.error_factor)
+            yardsticks = eager, exact
+            if entry.opponent.judged_by:
+                own = comparison.by_name(entry.opponent.judged_by)
+                if own is None or own.status != "waiting":
+                    entry.status, entry.reason = "failed", f"{entry.opponent.judged_by}, which it is judged by, did not run"
+                    continue
+                yardsticks = results(own), results(own)
+            entry.verdict = judge(results(entry), *yardsticks, entry.opponent.error_factor, entry.opponent.relative_error)
             if not entry.verdict.equivalent:
                 entry.status, entry.reason = "wrong", entry.verdict.problem or ""
                 comparison.problems.append(f"{entry.name} is not equivalent: {entry.reason}")
@@ -402,6 +434,7 @@ class Harness:
             worker = self._workers.get(entry.opponent.process)
             if worker is not None and worker.alive and entry.status != "unavailable":
                 try:
-                    worker.request({"do": "release", "opponent": entry.name}, self.settings.turn_timeout)
+                    answer = worker.request({"do": "release", "opponent": entry.name}, self.settings.turn_timeout)
+                    entry.peak_bytes = answer["peak_bytes"] if entry.timed else None
                 except WorkerError:
                     worker.close()

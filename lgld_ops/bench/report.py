@@ -96,7 +96,7 @@ def error_text(entry: Entry) -> str:
     verdict = entry.verdict
     if verdict is None or not verdict.tensor:
         return ""
-    factor = f" ({verdict.error / verdict.eager_error:.1f}x)" if verdict.eager_error > 0 else ""
+    factor = f" ({times(verdict.error / verdict.eager_error)}x)" if verdict.eager_error > 0 else ""
     return f"{verdict.error:.1e}{factor}"
 
 
@@ -134,7 +134,8 @@ def title(comparison: Comparison) -> str:
     threads = f"{comparison.threads} thread" + ("s" if comparison.threads > 1 else "")
     quick = "QUICK, " if comparison.settings.quick else ""
     rounds = f"{quick}{comparison.settings.rounds} rounds"
-    return f"{comparison.case.heading} {comparison.case.label}, {threads} ({rounds})"
+    limit = f", limited to {comparison.isa.upper()}" if comparison.isa is not None else ""
+    return f"{comparison.case.heading} {comparison.case.label}, {threads}{limit} ({rounds})"
 
 
 # Tables for the terminal.
@@ -144,14 +145,16 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     """One row per opponent. Where equivalence was not proved, the reasons instead of times and ratios."""
     table = Table(title=title(comparison), title_justify="left", title_style="bold", expand=False)
     table.add_column("", no_wrap=True)
-    for heading in ("median ms", "min ms", "ours x", "error (x eager's)"):
+    with_peak = any(entry.peak_bytes is not None for entry in comparison.contestants)
+    for heading in ("median ms", "min ms", "ours x", "error (x eager's)", *(["peak MB"] if with_peak else [])):
         table.add_column(heading, justify="right")
     for entry in comparison.contestants:
         role = entry.opponent.role
         name = Text(entry.name, style="bold green" if role == "ours" else "")
         if comparison.proved and entry.timed:
             ratio = "1" if role == "ours" else times(comparison.speed_up(entry))
-            table.add_row(name, milliseconds(entry.median), milliseconds(entry.minimum), ratio, error_text(entry))
+            peak = [] if entry.peak_bytes is None else [f"{entry.peak_bytes / 1e6:.0f}"]
+            table.add_row(name, milliseconds(entry.median), milliseconds(entry.minimum), ratio, error_text(entry), *peak)
         else:
             status = "" if entry.status in ("ok", "waiting") else entry.status
             table.add_row(name, Text(status, style="red"), "", "", error_text(entry))
@@ -183,7 +186,8 @@ def _summary_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[li
     rows = []
     for comparison in comparisons:
         ours = comparison.by_role("ours")
-        row = [comparison.case.label, str(comparison.threads)]
+        limit = f" {comparison.isa.upper()}" if comparison.isa is not None else ""
+        row = [comparison.case.label + limit, str(comparison.threads)]
         if not comparison.proved or ours is None or not ours.timed:
             rows.append([*row, "NOT PROVED", *[""] * (len(headings) - 3)])
             continue
@@ -241,6 +245,7 @@ def _entry_to_dict(entry: Entry) -> dict[str, Any]:
         "allowed_error": None if verdict is None else verdict.allowed,
         "worst_tensor": None if verdict is None else verdict.tensor,
         "kept_bytes": entry.kept_bytes,
+        "peak_bytes": entry.peak_bytes,
         "calls_per_sample": entry.inner,
         "median_seconds": entry.median if entry.timed else None,
         "minimum_seconds": entry.minimum if entry.timed else None,
@@ -248,16 +253,21 @@ def _entry_to_dict(entry: Entry) -> dict[str, Any]:
     }
 
 
-def to_json(where: Mapping[str, Any], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Everything that was measured, every sample included; ``speed_up`` is None where nothing was proved."""
+def to_json(
+    where: Mapping[str, Any], comparisons: Sequence[Comparison], stages: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Everything that was measured, every sample included; ``speed_up`` is None where nothing was proved. ``stages`` are what
+    `Harness.stages` returned."""
     return {
         "version": JSON_VERSION,
         "where": dict(where),
+        "stages": [dict(one) for one in stages],
         "comparisons": [
             {
                 "case": case_to_dict(comparison.case),
                 "label": f"{comparison.case.heading} {comparison.case.label}",
                 "threads": comparison.threads,
+                "isa": comparison.isa,
                 "rounds": comparison.settings.rounds,
                 "quick": comparison.settings.quick,
                 "proved": comparison.proved,

@@ -13,6 +13,7 @@ __all__ = ["main"]
 # The help texts stand here so that `lgld-ops --help` imports no subcommand.
 _COMMANDS = {
     "classify": "Classify images with trained weights.",
+    "export": "Make one file of trained weights: the fused network, or ONNX.",
     "info": "Say what was built, what runs here and why.",
     "bench": "Check and time the fast code against the reference on this machine.",
 }

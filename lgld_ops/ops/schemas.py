@@ -33,6 +33,14 @@ SCHEMAS = (
     "lgldnet(Tensor x, Tensor parameters, int base_channels, int num_classes) -> (Tensor, Tensor)",
     # The same run `rounds` times, one stage after the other -> seconds [rounds, stages]
     "lgldnet_stage_times(Tensor x, Tensor parameters, int base_channels, int num_classes, int rounds) -> Tensor",
+    # Its stages one by one, for tests and inspection, with h = ceil(H/2), w = ceil(W/2): the image -> a map [B, C, h, w]
+    "lgldnet_local_stem(Tensor x, Tensor parameters, int base_channels, int num_classes) -> Tensor",
+    "lgldnet_global_stem(Tensor x, Tensor parameters, int base_channels, int num_classes) -> Tensor",
+    # lfa, and gce without its gate: map [B, C, h, w] float32 -> the same shape
+    "lgldnet_local_features(Tensor map, Tensor parameters, int in_channels, int num_classes) -> Tensor",
+    "lgldnet_context(Tensor map, Tensor parameters, int in_channels, int num_classes) -> Tensor",
+    # gce's gate, lgfm and head: what the two before return -> logits [B, classes], features [B, C]
+    "lgldnet_head(Tensor local, Tensor context, Tensor parameters, int in_channels, int num_classes) -> (Tensor, Tensor)",
 )
 
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")

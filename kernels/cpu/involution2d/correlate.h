@@ -23,7 +23,7 @@ struct DenseMap {
   const M* data;
   int64_t row_pitch, plane_pitch;
   int first_row, last_row, first_column, last_column;
-  unsigned before, after;  // kAligned: masks of what is inside the map on either side of the middle vector
+  unsigned before, after;  // kAligned: masks of what is inside the map on either side of the middle vectors
 };
 
 // Stands for a row outside the map.
@@ -188,7 +188,7 @@ __attribute__((noinline)) void sparse_vector(const T* map, int64_t plane_pitch, 
   V acc[kSparseChannelBlock];
   unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c] = V::zero(); });
   sparse_tile<T, kPartial>(map, plane_pitch, weight, runs, count, lanes, acc);
-  // As in dense_corner, both sides use every accumulator.
+  // As in dense_tiles, both sides use every accumulator.
   if (channels == kSparseChannelBlock && lanes == V::kLanes && out_step == 1) {
     unroll<kSparseChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[c].store(out + c * out_plane); });
     return;
@@ -217,33 +217,43 @@ struct Corner {
   int rows, channels, lanes;
 };
 
-// Not inlined: the tile needs every general register for its own addresses.
+// `tiles` tiles side by side, each of a whole vector of columns where there are several. Not inlined: a tile needs every
+// general register for its own addresses.
 template <int K, Columns kColumns, class M, class W, class S>
-__attribute__((noinline)) void dense_corner(const DenseMap<M>& map, const W* const* weights, int64_t tap_stride,
-                                            const Corner<S>& out) {
+__attribute__((noinline)) void dense_tiles(const DenseMap<M>& map, const W* const* weights, int64_t tap_stride,
+                                           const Corner<S>& out, int64_t tiles) {
   using T = Compute<S>;
   using V = Vec<T>;
-  const W* w[kRowBlock];
-  unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w[m] = weights[m]; });
-  V acc[kRowBlock][kChannelBlock];
-  unroll<kRowBlock * kChannelBlock>([&](auto k) LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
-  dense_tile<T, K, kColumns>(map, w, tap_stride, out.lanes, acc);
-  // Every accumulator is used on both sides of the branch. Were each store guarded by itself, the compiler would sink the
-  // multiply-adds into the guards, behind all of the loads, and spill those.
-  if (out.rows == kRowBlock && out.channels == kChannelBlock && out.lanes == V::kLanes) {
-    unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
-      unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(out.data + m * out.row + c * out.plane); });
-    });
-    return;
-  }
-  T tile[kRowBlock][kChannelBlock][V::kLanes];
-  unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
-    unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(tile[m][c]); });
-  });
-  for (int m = 0; m < out.rows; ++m)
-    for (int c = 0; c < out.channels; ++c) {
-      store_lanes(V::load(tile[m][c]), out.data + m * out.row + c * out.plane, out.lanes);
+  constexpr unsigned kAll = (1u << (V::kLanes - 1) << 1) - 1;
+  for (int64_t n = 0, j = 0; n < tiles; ++n, j += V::kLanes) {
+    DenseMap<M> window = map;
+    window.data += j;
+    if (n > 0) window.before = kAll;
+    if (n + 1 < tiles) window.after = kAll;
+    const W* w[kRowBlock];
+    unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w[m] = weights[m] + j; });
+    V acc[kRowBlock][kChannelBlock];
+    unroll<kRowBlock * kChannelBlock>([&](auto k)
+                                          LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
+    dense_tile<T, K, kColumns>(window, w, tap_stride, out.lanes, acc);
+    S* at = out.data + j;
+    // Every accumulator is used on both sides of the branch. Were each store guarded by itself, the compiler would sink the
+    // multiply-adds into the guards, behind all of the loads, and spill those.
+    if (out.rows == kRowBlock && out.channels == kChannelBlock && out.lanes == V::kLanes) {
+      unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
+        unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(at + m * out.row + c * out.plane); });
+      });
+      continue;
     }
+    T tile[kRowBlock][kChannelBlock][V::kLanes];
+    unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
+      unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(tile[m][c]); });
+    });
+    for (int m = 0; m < out.rows; ++m)
+      for (int c = 0; c < out.channels; ++c) {
+        store_lanes(V::load(tile[m][c]), at + m * out.row + c * out.plane, out.lanes);
+      }
+  }
 }
 
 // Weight maps as a dense tile reads them: tap t of output (i, j) at data[t * tap + i * row + j]. `slack`: rows may be read up
@@ -290,34 +300,47 @@ template <int K, class M, class W, class S>
 void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int64_t out_row, int64_t out_plane, int64_t rows,
                 int64_t cols, int64_t channels) {
   using T = Compute<S>;
-  constexpr int kMapRows = K + kRowBlock - 1, kWidth = 2 * Vec<T>::kLanes;
+  constexpr int kLanes = Vec<T>::kLanes, kMapRows = K + kRowBlock - 1;
+  const int block = static_cast<int>(channels);
+  // How many tiles from column j on are of whole vectors and read only columns of the map, `reach` of them from their first on.
+  // The last one may have fewer results where its weights can be read all the same.
+  const auto whole_tiles = [&](int64_t j, int64_t reach) LGLD_INLINE_LAMBDA {
+    const int64_t results = cols - j;
+    const int64_t wanted = results >= kLanes ? results / kLanes : weight.slack;
+    return clamp(floor_div(map.last_column - j - reach, kLanes) + 1, 0, wanted);
+  };
   for (int64_t i = 0; i < rows; i += kRowBlock) {
     const int tile_rows = static_cast<int>(rows - i < kRowBlock ? rows - i : kRowBlock);
-    for (int64_t j = 0; j < cols; j += Vec<T>::kLanes) {
-      const int lanes = lanes_left<T>(cols - j);
+    for (int64_t j = 0, tiles; j < cols; j += tiles * kLanes) {
       // Rows behind the last repeat it, so that they read memory that exists; they are not stored.
       const W* w[kRowBlock];
       for (int m = 0; m < kRowBlock; ++m) w[m] = weight.data + (m < tile_rows ? i + m : rows - 1) * weight.row + j;
       DenseMap<M> tile = tile_at(map, i, j, kMapRows);
-      const bool inside =
-          tile.first_row == 0 && tile.last_row == kMapRows && tile.first_column == 0 && tile.last_column == kWidth;
-      const bool whole = inside && (weight.slack || lanes == Vec<T>::kLanes);
-      auto corner = whole ? dense_corner<K, Columns::kInside, M, W, S> : dense_corner<K, Columns::kEdge, M, W, S>;
-      // With K = 3 the tile loads (48 unaligned + 36) vectors, 132 cache lines, for 144 multiply-adds; with larger windows
+      const bool rows_inside = tile.first_row == 0 && tile.last_row == kMapRows;
+      auto run = dense_tiles<K, Columns::kInside, M, W, S>;
+      tiles = rows_inside && tile.first_column == 0 ? whole_tiles(j, 2 * kLanes) : 0;
+      // With K = 3 a tile loads (48 unaligned + 36) vectors, 132 cache lines, for 144 multiply-adds; with larger windows
       // there are more multiply-adds to hide the loads.
       if constexpr (kMaskedWindows && K == 3 && std::is_same_v<M, T>) {
-        constexpr int kLanes = Vec<T>::kLanes;
-        const int64_t before = j + 1 - map.first_column, after = map.last_column - j - 1 - kLanes;
-        const bool rows_inside = tile.first_row == 0 && tile.last_row == kMapRows;
-        if (rows_inside && before >= 0 && after >= 0 && (weight.slack || lanes == kLanes) &&
-            is_aligned(tile.data + 1, tile.row_pitch, tile.plane_pitch)) {
-          constexpr unsigned kAll = (1u << kLanes) - 1;
-          tile.before = kAll & ~(kAll >> clamp(before, 0, kLanes));
-          tile.after = kAll & ((1u << clamp(after, 0, kLanes)) - 1);
-          corner = dense_corner<K, Columns::kAligned, M, W, S>;
+        const int64_t before = j + 1 - map.first_column;
+        if (rows_inside && before >= 0 && is_aligned(tile.data + 1, tile.row_pitch, tile.plane_pitch)) {
+          const int64_t aligned = whole_tiles(j, 1 + kLanes);
+          if (aligned > 0) {
+            constexpr unsigned kAll = (1u << kLanes) - 1;
+            const int64_t after = map.last_column - (j + aligned * kLanes + 1);
+            tile.before = kAll & ~(kAll >> clamp(before, 0, kLanes));
+            tile.after = kAll & ((1u << clamp(after, 0, kLanes)) - 1);
+            run = dense_tiles<K, Columns::kAligned, M, W, S>;
+            tiles = aligned;
+          }
         }
       }
-      corner(tile, w, weight.tap, {out + i * out_row + j, out_row, out_plane, tile_rows, static_cast<int>(channels), lanes});
+      if (tiles == 0) {
+        run = dense_tiles<K, Columns::kEdge, M, W, S>;
+        tiles = 1;
+      }
+      const int lanes = lanes_left<T>(cols - j);
+      run(tile, w, weight.tap, {out + i * out_row + j, out_row, out_plane, tile_rows, block, lanes}, tiles);
     }
   }
 }

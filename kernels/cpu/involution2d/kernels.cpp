@@ -11,6 +11,7 @@ namespace lgld {
 namespace {
 
 constexpr int kWeightChannels = 16;
+constexpr int64_t kMergedBytes = 128 * 1024;  // of the weights under a merged tile, a share of the second cache
 
 // Planes [channel, channel + count) of x around the tile's window.
 template <class T, class S>
@@ -122,9 +123,12 @@ void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> wei
   if (!p.dense) runs = forward_runs(p, p.packs_other ? p.other.plane_pitch : weight.channel, list);
 
   for (int64_t index = begin; index < end; ++index) {
-    const Task t = make_task(p, index, s.out_height, s.out_width);
+    Task t = make_task(p, index, s.out_height, s.out_width);
     if constexpr (kMaskedWindows) {
       if (p.direct) {
+        // All blocks of channels read the weights under the tile.
+        const int64_t most = kMergedBytes / (s.taps() * t.cols * static_cast<int64_t>(sizeof(S)));
+        if (!p.packs_other && !p.stages_result) index = merge_below(p, index, end, s.out_height, most, t);
         const int64_t row = t.row - s.pad_h, col = t.col - s.pad_w;
         if (p.packs_other)
           dense_direct(p, x, row, col, s.height, s.width, packed_weights(p, weight, t, memory), y, t, memory);

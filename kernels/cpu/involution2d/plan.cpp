@@ -38,33 +38,43 @@ int64_t even_tile(int64_t extent, int64_t limit, int64_t unit) {
   return count == 1 ? std::max<int64_t>(1, extent) : round_up(ceil_div(extent, count), unit);
 }
 
-}  // namespace
+// What a plan is made from, and what several of its steps want to know of it.
+struct Request {
+  const Involution2dShape& shape;
+  const Involution2dKernels& kernels;
+  const Involution2dFormat& format;
+  Involution2dPass pass;
+  bool grad_x() const { return pass == Involution2dPass::kGradX; }
+  bool grad_weight() const { return pass == Involution2dPass::kGradWeight; }
+  bool is_double() const { return format.dtype == Dtype::kFloat64; }
+  bool widens() const { return format.dtype == Dtype::kFloat16 || format.dtype == Dtype::kBFloat16; }
+  bool unit() const { return shape.stride_h == 1 && shape.stride_w == 1 && shape.dilation_h == 1 && shape.dilation_w == 1; }
+  int64_t lanes() const { return is_double() ? kernels.lanes_f64 : kernels.lanes_f32; }
+  int64_t element() const { return is_double() ? sizeof(double) : sizeof(float); }
+  int64_t reach_h() const { return (shape.kernel_h - 1) * shape.dilation_h; }
+  int64_t reach_w() const { return (shape.kernel_w - 1) * shape.dilation_w; }
+};
 
-Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass pass, const Involution2dKernels& k,
-                                   const Involution2dFormat& format) {
-  Involution2dPlan p{};
-  p.shape = s;
-  const bool is_double = format.dtype == Dtype::kFloat64;
-  const bool widens = format.dtype == Dtype::kFloat16 || format.dtype == Dtype::kBFloat16;
-  const int64_t lanes = is_double ? k.lanes_f64 : k.lanes_f32;
-  const int64_t element = is_double ? sizeof(double) : sizeof(float);
-  const bool grad_x = pass == Involution2dPass::kGradX, grad_weight = pass == Involution2dPass::kGradWeight;
-  const bool unit = s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1;
-  p.channels_last = format.channels_last && !grad_weight;
-  p.dense = !p.channels_last && unit && s.kernel_h == s.kernel_w && (s.kernel_h == 3 || s.kernel_h == 5 || s.kernel_h == 7);
+void choose_kernels(const Request& r, Involution2dPlan& p) {
+  const Involution2dShape& s = r.shape;
+  const Involution2dKernels& k = r.kernels;
+  p.channels_last = r.format.channels_last && !r.grad_weight();
+  p.dense = !p.channels_last && r.unit() && s.kernel_h == s.kernel_w && (s.kernel_h == 3 || s.kernel_h == 5 || s.kernel_h == 7);
   // Reading the map in place saves the pass that packs it. 16-bit elements are then widened in registers, each time they are
   // read: more than twice for the gradient of a window larger than 3 x 3, whose maps are better packed. Weights are worth
   // packing where 8 blocks of channels or more read them.
-  const bool rereads = grad_weight && s.kernel_h > 3;
-  p.direct = k.masked_windows && p.dense && format.unit_map && (grad_weight || s.group_channels() >= k.dense_channels) &&
-             (!widens || (grad_weight ? format.unit_other && !rereads : format.unit_result));
-  const bool packs_widened = grad_weight ? !p.direct : !p.direct || s.group_channels() >= 8 * k.dense_channels;
-  p.packs_other = p.channels_last ? widens : grad_x || !format.unit_other || (widens && packs_widened);
-  p.stages_result = !p.channels_last && (!format.unit_result || (widens && (!p.direct || grad_weight)));
+  const bool rereads = r.grad_weight() && s.kernel_h > 3;
+  p.direct = k.masked_windows && p.dense && r.format.unit_map && (r.grad_weight() || s.group_channels() >= k.dense_channels) &&
+             (!r.widens() || (r.grad_weight() ? r.format.unit_other && !rereads : r.format.unit_result));
+  const bool packs_widened = r.grad_weight() ? !p.direct : !p.direct || s.group_channels() >= 8 * k.dense_channels;
+  p.packs_other = p.channels_last ? r.widens() : r.grad_x() || !r.format.unit_other || (r.widens() && packs_widened);
+  p.stages_result = !p.channels_last && (!r.format.unit_result || (r.widens() && (!p.direct || r.grad_weight())));
+}
 
-  const int64_t height = grad_x ? s.height : s.out_height;
-  const int64_t width = grad_x ? s.width : s.out_width;
-
+void choose_tiles(const Request& r, Involution2dPlan& p) {
+  const Involution2dShape& s = r.shape;
+  const int64_t height = r.grad_x() ? s.height : s.out_height;
+  const int64_t width = r.grad_x() ? s.width : s.out_width;
   // 128 columns of 16 rows: the weights of a tile and the packed strip of a block of channels stay in L2 with K = 7. Fewer rows
   // where that leaves too few tasks to share out; 4 at least, since every tile packs K - 1 rows that its neighbour packs, too.
   p.col_tile = even_tile(width, 128, 16);
@@ -76,62 +86,74 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
     p.tasks = s.batch * s.groups * p.row_tiles * p.col_tiles;
     if (p.tasks >= kEnoughTasks) break;
   }
+}
 
+// channels_last: what of the map and of weight a task copies, if anything.
+void lay_out_pixels(const Request& r, Involution2dPlan& p) {
+  const Involution2dShape& s = r.shape;
+  // Rows and columns of the map that a tile reads, as in lay_out_strips. Of those outside the map a copy has zeros or nothing.
+  const auto span = [&](int64_t result, int64_t reach, int64_t stride) {
+    return r.grad_x() ? (result - 1 + reach) / stride + 2 : (result - 1) * stride + reach + 1;
+  };
+  p.planes = r.kernels.pixel_channels[r.is_double()];
+  const PixelRegion window{span(p.row_tile, r.reach_h(), s.stride_h), span(p.col_tile, r.reach_w(), s.stride_w), p.planes};
+  // Pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are more than a fifth of
+  // all, a copy with zeros around it makes all pixels alike, unless it is mostly zeros.
+  const bool narrow = r.unit() && 5 * r.reach_w() > p.col_tile;
+  const bool small = window.rows < 8 * p.row_tile && window.columns < 8 * p.col_tile;
+  p.pads = (r.widens() || narrow) && small;
+  if (r.widens() || p.pads) p.pixels = window;
+  if (r.widens() || (p.pads && r.grad_x()))
+    p.pixel_weights = {r.grad_x() ? window.rows : p.row_tile, r.grad_x() ? window.columns : p.col_tile, s.taps()};
+}
+
+void lay_out_strips(const Request& r, Involution2dPlan& p) {
+  const Involution2dShape& s = r.shape;
+  const Involution2dKernels& k = r.kernels;
+  const int64_t lanes = r.lanes(), element = r.element();
   // A Window touches two vectors from its first tap on: dense ones begin at the first tap of a row, others at any.
   const auto touched = [&](int64_t reach) { return p.dense ? std::max(reach, lanes) : reach + lanes; };
-  const int64_t reach_h = (s.kernel_h - 1) * s.dilation_h, reach_w = (s.kernel_w - 1) * s.dilation_w;
   const int64_t tile_rows = p.dense ? round_up(p.row_tile, k.row_block) : p.row_tile;
-  const StripLayout tile = make_strip(tile_rows, 1, 0, 0, p.col_tile, lanes, element);
-  if (p.channels_last) {
-    // Rows and columns of the map that a tile reads, as below. Of those outside the map a copy has zeros or nothing.
-    const auto span = [&](int64_t result, int64_t reach, int64_t stride) {
-      return grad_x ? (result - 1 + reach) / stride + 2 : (result - 1) * stride + reach + 1;
-    };
-    p.planes = k.pixel_channels[is_double];
-    const PixelRegion window{span(p.row_tile, reach_h, s.stride_h), span(p.col_tile, reach_w, s.stride_w), p.planes};
-    // Pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are more than a fifth
-    // of all, a copy with zeros around it makes all pixels alike, unless it is mostly zeros.
-    const bool narrow = unit && 5 * reach_w > p.col_tile;
-    const bool small = window.rows < 8 * p.row_tile && window.columns < 8 * p.col_tile;
-    p.pads = (widens || narrow) && small;
-    if (widens || p.pads) p.pixels = window;
-    if (widens || (p.pads && grad_x))
-      p.pixel_weights = {grad_x ? window.rows : p.row_tile, grad_x ? window.columns : p.col_tile, s.taps()};
-  } else if (grad_x) {
+  p.result = make_strip(tile_rows, 1, 0, 0, p.col_tile, lanes, element);
+  if (r.grad_x()) {
     // Rows p0 .. p0 + row_tile - 1 of grad_x read rows floor((p0 + ph - reach) / sh) .. floor((p0 + row_tile - 1 + ph) / sh)
     // of grad_y: at most (row_tile - 1 + reach) / sh + 2 of them. The same for columns.
-    const int64_t rows = p.dense ? tile_rows + reach_h : (p.row_tile - 1 + reach_h) / s.stride_h + 2;
-    const int64_t reach = reach_w / s.stride_w + 2;
+    const int64_t rows = p.dense ? tile_rows + r.reach_h() : (p.row_tile - 1 + r.reach_h()) / s.stride_h + 2;
+    const int64_t reach = r.reach_w() / s.stride_w + 2;
     const int64_t outputs = ceil_div(p.col_tile, s.stride_w);
     p.map = make_strip(rows, 1, reach, touched(reach), outputs, lanes, element);
     // Dense tiles want each tap's plane moved by that tap, so that it lines up with the result; others address it like the map.
-    p.other = p.dense ? tile : p.map;
+    p.other = p.dense ? p.result : p.map;
   } else {
-    const int64_t rows = (tile_rows - 1) * s.stride_h + reach_h + 1;
-    const int64_t phases = std::min(s.stride_w, reach_w + 1);
-    const int64_t reach = reach_w / s.stride_w + 1;
+    const int64_t rows = (tile_rows - 1) * s.stride_h + r.reach_h() + 1;
+    const int64_t phases = std::min(s.stride_w, r.reach_w() + 1);
+    const int64_t reach = r.reach_w() / s.stride_w + 1;
     p.map = make_strip(rows, phases, reach, touched(reach), p.col_tile, lanes, element);
-    p.other = tile;
+    p.other = p.result;
   }
-  p.result = tile;
   // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
-  if (!p.channels_last)
-    p.planes = grad_weight ? std::min<int64_t>(k.weight_channels, s.group_channels())
-               : p.dense   ? k.dense_channels
-                           : k.sparse_channels;
+  p.planes = r.grad_weight() ? std::min<int64_t>(k.weight_channels, s.group_channels())
+             : p.dense       ? k.dense_channels
+                             : k.sparse_channels;
+}
 
+void lay_out_scratch(const Request& r, Involution2dPlan& p) {
+  const Involution2dShape& s = r.shape;
+  const int64_t element = r.element();
   const int64_t lists = p.channels_last ? bounded_product(s.taps(), kPixelTapBytes) + (s.kernel_h + s.kernel_w) * kAxisTapBytes
                                         : bounded_product(s.taps(), kTapRunBytes);
-  const auto region = [&](const PixelRegion& r, int64_t rows, int64_t columns) {
-    const int64_t pixels = p.pads ? bounded_product(r.rows, r.columns) : std::min(r.rows, rows) * std::min(r.columns, columns);
-    return bounded_product(pixels, r.channels * element);
+  const auto region = [&](const PixelRegion& part, int64_t rows, int64_t columns) {
+    const int64_t pixels =
+        p.pads ? bounded_product(part.rows, part.columns) : std::min(part.rows, rows) * std::min(part.columns, columns);
+    return bounded_product(pixels, part.channels * element);
   };
   const auto strips = [&](int64_t planes, const StripLayout& layout) {
     return bounded_product(planes * element, layout.plane_pitch);
   };
-  const int64_t others = grad_weight ? p.planes : s.taps(), results = grad_weight ? s.taps() : p.planes;
-  const int64_t map = p.channels_last ? region(p.pixels, grad_x ? s.out_height : s.height, grad_x ? s.out_width : s.width)
-                                      : strips(p.planes, p.map);
+  const int64_t others = r.grad_weight() ? p.planes : s.taps(), results = r.grad_weight() ? s.taps() : p.planes;
+  const int64_t map = p.channels_last
+                          ? region(p.pixels, r.grad_x() ? s.out_height : s.height, r.grad_x() ? s.out_width : s.width)
+                          : strips(p.planes, p.map);
   const int64_t other = p.channels_last ? region(p.pixel_weights, s.out_height, s.out_width)
                         : p.packs_other ? strips(others, p.other)
                                         : 0;
@@ -139,6 +161,23 @@ Involution2dPlan plan_involution2d(const Involution2dShape& s, Involution2dPass 
   p.other_at = p.map_at + round_up(map, kCacheLine);
   p.result_at = p.other_at + round_up(other, kCacheLine);
   p.scratch_bytes = p.result_at + (p.stages_result ? strips(results, p.result) : 0);
+}
+
+}  // namespace
+
+Involution2dPlan plan_involution2d(const Involution2dShape& shape, Involution2dPass pass, const Involution2dKernels& kernels,
+                                   const Involution2dFormat& format) {
+  const Request request{shape, kernels, format, pass};
+  Involution2dPlan p{};
+  p.shape = shape;
+  choose_kernels(request, p);
+  choose_tiles(request, p);
+  if (p.channels_last) {
+    lay_out_pixels(request, p);
+  } else {
+    lay_out_strips(request, p);
+  }
+  lay_out_scratch(request, p);
   return p;
 }
 

@@ -22,6 +22,19 @@ Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t
   return t;
 }
 
+// Adds the tasks that follow `index`, up to `end`, to `t` while they go on below it and `most` rows are not passed, and returns
+// the last one's index. For kernels that keep nothing a tile has room for: fewer rows of the map are then read twice.
+int64_t merge_below(const Involution2dPlan& p, int64_t index, int64_t end, int64_t height, int64_t most, Task& t) {
+  if (p.col_tiles != 1) return index;
+  while (index + 1 < end && (index + 1) % p.row_tiles != 0) {
+    const int64_t rows = make_task(p, index + 1, height, t.cols).rows;
+    if (t.rows + rows > most) break;
+    t.rows += rows;
+    ++index;
+  }
+  return index;
+}
+
 template <class T>
 T* scratch_at(void* memory, int64_t bytes) {
   return reinterpret_cast<T*>(static_cast<char*>(memory) + bytes);

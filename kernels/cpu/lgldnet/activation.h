@@ -7,20 +7,21 @@ namespace {
 
 // x / (1 + 2^t), t = -x / ln 2, for feature maps: three quarters of the instructions of the elementwise op's SiLU, which is
 // exact to 2.1 ulp everywhere. The error is below 1.2e-7 * max(1, |x|), and relative to the result below 2.5e-7 + 1.4e-8 |x|
-// (7e-8 |x| where no multiply-add is fused); results smaller than 1.5e-36 become -1.5e-36. NaN stays NaN, inf stays inf. 2^t =
-// 2^n 2^f, n the integer nearest to t.
+// (7e-8 |x| where no multiply-add is fused); results smaller than 1.5e-36, those of x < -87, become -0. As in torch NaN and
+// -inf give NaN, inf gives inf. 2^t = 2^n 2^f, n the integer nearest to t.
 LGLD_INLINE F silu(F x) {
   // Of 2^f - 1 over f, minimax on [-1/2, 1/2]: relative error of 2^f 2.6e-9.
   constexpr float kPower[] = {0.6931472067185375f,  0.24022650922424724f,   0.05550327193163993f,
                               0.00961805664951722f, 0.0013400441580195398f, 0.00015461456301343578f};
-  // min and max return their second operand where one is NaN.
-  const F bounded = F::max(F::broadcast(-87.0f), x), both = F::min(F::broadcast(87.0f), bounded);
+  // min and max return their second operand where one is NaN. At -89 t is 128.4 and 2^t, the power of 2^128, infinite: the
+  // quotient is then -0, of -inf NaN.
+  const F both = F::min(F::broadcast(87.0f), F::max(F::broadcast(-89.0f), x));
   const F slope = F::broadcast(-1.44269504f), round = F::broadcast(0x1.8p23f);
   const F n = F::fma(both, slope, round) - round, f = F::fma(both, slope, -n);
   F power = F::broadcast(kPower[5]);
   unroll<5>([&](auto k) LGLD_INLINE_LAMBDA { power = F::fma(power, f, F::broadcast(kPower[4 - k.value])); });
   power = F::fma(power, f, F::broadcast(1.0f));
-  return bounded / (F::broadcast(1.0f) + scale_normal(power, n));
+  return x / (F::broadcast(1.0f) + scale_normal(power, n));
 }
 
 // f(Int<count>, first vector) in groups of four while there are four, then one by one: independent chains hide the latencies of

@@ -5,8 +5,7 @@
 //     convolution of the image;
 //   - the four sinusoids of the Fourier mixer are a term for each row plus a term for each column;
 //   - `compress` is folded into the three dilated convolutions, whose outputs are then summed. Those of dilation 4 and 8 are
-//   one
-//     5x5 convolution (17 taps that are not zero) on each of the 16 grids of pixels with equal (i mod 4, j mod 4), done as
+//     one 5x5 convolution (17 taps that are not zero) on each of the 16 grids of pixels with equal (i mod 4, j mod 4), done as
 //     Winograd F(4x4, 5x5); that of dilation 2 is a 3x3 convolution on each of the 4 grids (i mod 2, j mod 2), F(4x4, 3x3);
 //   - pooling commutes with the gates, so the gated, the blended and the head's map are never stored.
 //
@@ -16,8 +15,6 @@
 #include <cstdint>
 
 namespace lgld {
-
-constexpr int kMostImageChannels = 64;
 
 struct LgldnetGeometry {
   int64_t in_channels, channels, classes;  // channels: base_channels, a multiple of 4

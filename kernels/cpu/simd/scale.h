@@ -23,7 +23,7 @@ LGLD_INLINE Vec<T> scale(Vec<T> a, Vec<T> n) {
   return a * V::power_of_two(n - near) * V::power_of_two(near);
 }
 
-// a * 2^n for integral n from -126 to 127 where the result is a normal number.
+// a * 2^n for integral n from -126 to 127 where the result is a normal number; infinite for n = 128 and a of 1 or more.
 template <class T>
 LGLD_INLINE Vec<T> scale_normal(Vec<T> a, Vec<T> n) {
   return a * Vec<T>::power_of_two(n);

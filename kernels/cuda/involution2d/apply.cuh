@@ -95,6 +95,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) apply_kernel(const __grid_con
   const bool second = spot.column + 1 < t.out_width;
   const E* from = place.map + (kStages - 1) * map_plane;
   int current = 0;
+#pragma unroll 1
   for (int n = 0; n < t.slice_channels; ++n) {
     wait_groups<kStages - 2>();
     // Behind it step n is there for all threads, and all have done with step n - 1, whose place the copies now take.

@@ -60,7 +60,7 @@ constexpr TileKernel tile_kernel(int32_t kernel, int32_t element_bytes, bool red
           pixels,
           reduces ? (wide ? 224 : 168) : (wide ? 256 : 192),
           wide ? 128 : 64,
-          reduces ? (wide || kernel > 3 ? 5 : 3) : (element_bytes == 2 || kernel > 3 ? 6 : 4)};
+          reduces ? (wide || kernel > 3 ? 4 : 3) : (element_bytes == 2 || kernel > 3 ? 6 : 4)};
 }
 
 constexpr bool has_tile_kernel(const Involution2dShape& s) {

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) reduce_kernel(const __grid_co
   const int at = staged_at(t.map, spot.tile_row, spot.tile_column, spot.row, spot.column);
   const int other_at = staged_at(t.other, spot.tile_row, spot.tile_column, spot.row, spot.column);
 
-#pragma unroll 1
+#pragma unroll
   for (int n = 0; n < kStages - 1; ++n) {
     if (n < spot.channels) {
       copier.run(t.map, staged + n * stage_elements, from + n * map_plane);
@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) reduce_kernel(const __grid_co
   Compute<E> sum[kRows][kPixels][kTaps] = {};
   from += (kStages - 1) * map_plane, other_from += (kStages - 1) * out_plane;
   int current = 0;
+#pragma unroll 1
   for (int n = 0; n < t.slice_channels; ++n) {
     wait_groups<kStages - 2>();
     // Behind it step n is there for all threads, and all have done with step n - 1, whose place the copies now take.
