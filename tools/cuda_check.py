@@ -107,9 +107,8 @@ def table(found: list[Usage]) -> str:
     names = readable(sorted({u.kernel for u in found}))
     cells = {(u.kernel, u.arch): u for u in found}
     width = max(map(len, names.values()), default=6)
-    lines = [
-        f"{'kernel (registers, +bytes of stack or spills, static shared bytes)':{width}} " + "".join(f"{a:>10}" for a in archs)
-    ]
+    heading = "kernel: registers, +bytes of stack and spills, static shared bytes"
+    lines = [f"{heading:{width}} " + "".join(f"{arch:>10}" for arch in archs)]
     for symbol, name in sorted(names.items(), key=lambda item: item[1]):
         row = ""
         for arch in archs:

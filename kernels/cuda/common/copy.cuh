@@ -10,7 +10,9 @@ namespace lgld::cuda {
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool real) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-#if __CUDA_ARCH__ >= 800
+#ifndef __CUDACC__
+  ::emulation::copy_later(to, from, kBytes, real);
+#elif __CUDA_ARCH__ >= 800
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   const int read = real ? kBytes : 0;
   if constexpr (kBytes == 16)  // past the first-level cache, which only 16 bytes can do
@@ -27,7 +29,9 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool real
 
 // Closes the group of this thread's copies since the last call; an empty group counts too.
 __device__ __forceinline__ void close_group() {
-#if __CUDA_ARCH__ >= 800
+#ifndef __CUDACC__
+  ::emulation::close_group();
+#elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
@@ -35,7 +39,9 @@ __device__ __forceinline__ void close_group() {
 // Waits until at most kOpen of this thread's latest groups are under way. What other threads copied needs a barrier behind it.
 template <int kOpen>
 __device__ __forceinline__ void wait_groups() {
-#if __CUDA_ARCH__ >= 800
+#ifndef __CUDACC__
+  ::emulation::wait_groups(kOpen);
+#elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
 #endif
 }

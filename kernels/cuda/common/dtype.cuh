@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "../../dtype.h"
@@ -48,12 +49,36 @@ __device__ __forceinline__ void load(const E* p, Compute<E> (&to)[N]) {
   for (int i = 0; i < N; ++i) to[i] = widen(pack.element[i]);
 }
 
+// Type of one access.
+template <int kBytes>
+struct Word;
+template <>
+struct Word<16> {
+  using Type = uint4;
+};
+template <>
+struct Word<8> {
+  using Type = uint2;
+};
+template <>
+struct Word<4> {
+  using Type = uint32_t;
+};
+template <>
+struct Word<2> {
+  using Type = uint16_t;
+};
+
+// In one access whatever the compiler thinks: a plain store of a vector was seen split into its elements.
 template <class E, int N>
 __device__ __forceinline__ void store(E* p, const Compute<E> (&from)[N]) {
-  Pack<E, N> pack;
+  using Bits = typename Word<sizeof(E) * N>::Type;
+  E pack[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) pack.element[i] = narrow<E>(from[i]);
-  *reinterpret_cast<Pack<E, N>*>(p) = pack;
+  for (int i = 0; i < N; ++i) pack[i] = narrow<E>(from[i]);
+  Bits bits;
+  memcpy(&bits, pack, sizeof bits);
+  __stwb(reinterpret_cast<Bits*>(p), bits);
 }
 
 // f(E{}) with the element type that `dtype` names.

@@ -2,9 +2,9 @@
 // record for each tile of positions, and for grad_x the sum over channels of slope g_u. grad_y is read once.
 //
 // An element of grad_y costs some 23 operations beside its SiLU', twice a forward's, and about 3 more for the sums over a warp
-// (9 shuffles for 8 sums of 8 positions a lane). Moved are grad_y, the image's rows twice, grad_x, and for grad_x inputs floats a
-// position there and back. By an H200's peak rates a float element is 1.3 ps of memory against 0.9 ps of instructions; in 16 bit
-// instructions are the longer part.
+// (9 shuffles for 8 sums of 8 positions a lane). Moved are grad_y, the image's rows twice, grad_x, and for grad_x inputs floats
+// a position there and back. By an H200's peak rates a float element is 1.3 ps of memory against 0.9 ps of instructions; in 16
+// bit instructions are the longer part.
 
 #include "tile.cuh"
 

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../common/dtype.cuh"
+#include "../common/launch.cuh"
 #include "../common/reduce.cuh"
 #include "ffm.h"
 #include "index.h"
@@ -114,17 +115,6 @@ __device__ __forceinline__ void store_parameter(void* data, Dtype type, int64_t 
 template <class E>
 __device__ __forceinline__ E* address(const FfmMap& m, int64_t image, int64_t channel, int64_t row, int64_t column) {
   return static_cast<E*>(m.data) + image * m.batch + channel * m.channel + row * m.row + column * m.column;
-}
-
-// Dynamic shared memory.
-template <class T>
-__device__ __forceinline__ T* shared_memory() {
-#ifdef __CUDACC__
-  extern __shared__ __align__(16) unsigned char ffm_shared[];
-  return reinterpret_cast<T*>(ffm_shared);
-#else
-  return static_cast<T*>(emulation::shared_memory());
-#endif
 }
 
 }  // namespace lgld::cuda

@@ -1,10 +1,10 @@
 // y = SiLU(slope . f' + offset): the image is read once, nothing but y is written.
 //
-// An output costs inputs + 2 multiply-adds, two more for each vector of a row, and a SiLU of some 10 operations, two of them (in
-// 16 bit one and a half) on the special-function units, a quarter of whose rate the other units have. It moves one element of y
-// and stride * inputs / channels of x, 6 / 64 in LGLD-Net, whose rows are read whole and whose other rows are not. By an H200's
-// peak rates (4 TB/s copied, 132 x 128 lanes at 1.75 GHz) a float output is 1.1 ps of memory against 0.4 ps of instructions, a
-// 16-bit one 0.55 against 0.4: bound by memory in both, in 16 bit with little to spare.
+// An output costs inputs + 2 multiply-adds, two more for each vector of a row, and a SiLU of some 10 operations, two of them
+// (in 16 bit one and a half) on the special-function units, a quarter of whose rate the other units have. It moves one element
+// of y and stride * inputs / channels of x, 6 / 64 in LGLD-Net, whose rows are read whole and whose other rows are not. By an
+// H200's peak rates (4 TB/s copied, 132 x 128 lanes at 1.75 GHz) a float output is 1.1 ps of memory against 0.4 ps of
+// instructions, a 16-bit one 0.55 against 0.4: bound by memory in both, in 16 bit with little to spare.
 #include "tile.cuh"
 
 namespace lgld::cuda {

@@ -58,17 +58,6 @@ struct FfmCall {
   FfmMemory<T> m;
 };
 
-template <class... Parameter, class... Argument>
-cudaError_t launch(void (*kernel)(Parameter...), int64_t blocks, int threads, size_t shared, cudaStream_t stream,
-                   const Argument&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
-
 // The position terms, the statistics and the folded map of a call, ready for the passes over the map. mean and var, each
 // [channels], are written in training where they are not null.
 template <class E>

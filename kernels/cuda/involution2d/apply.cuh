@@ -61,7 +61,7 @@ struct Weights {
 
 template <class E, int kKernel, int kRows, int kPixels, bool kOdd, bool kMirrored, int kMostThreads, int kStages>
 __global__ void __launch_bounds__(kMostThreads, 2) apply_kernel(const __grid_constant__ TileArguments a, int64_t first) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  unsigned char* const shared = shared_memory<unsigned char>();
   constexpr int kSize = sizeof(E);
   const Tiling& t = a.tiling;
   const int stage_elements = t.stage_bytes / kSize;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) apply_kernel(const __grid_con
     const Place<E> place(a, block_number(first), hidden_thread());
     const E* from = place.map;
     E* staged = reinterpret_cast<E*>(shared) + place.plane * (t.map.bytes / kSize);
-#pragma unroll
+#pragma unroll 1
     for (int n = 0; n < kStages - 1; ++n) {
       if (n < place.spot.channels) place.copier.run(t.map, staged + n * stage_elements, from);
       close_group();
@@ -95,6 +95,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) apply_kernel(const __grid_con
   const bool second = spot.column + 1 < t.out_width;
   const E* from = place.map + (kStages - 1) * map_plane;
   int current = 0;
+#pragma unroll 1
   for (int n = 0; n < t.slice_channels; ++n) {
     wait_groups<kStages - 2>();
     // Behind it step n is there for all threads, and all have done with step n - 1, whose place the copies now take.
@@ -146,8 +147,8 @@ cudaError_t launch_apply(const TileArguments& a, cudaStream_t stream) {
   const Tiling& t = a.tiling;
   const int threads = t.lanes * t.thread_rows * t.planes;
   return launch_in_pieces(t.blocks, [&](int64_t first, unsigned blocks) {
-    apply_kernel<E, kKernel, k.rows, k.pixels, kOdd, kMirrored, k.most_threads, k.stages>
-        <<<blocks, threads, t.stage_bytes * k.stages, stream>>>(a, first);
+    launch(apply_kernel<E, kKernel, k.rows, k.pixels, kOdd, kMirrored, k.most_threads, k.stages>, blocks, threads,
+           t.stage_bytes * k.stages, stream, a, first);
   });
 }
 

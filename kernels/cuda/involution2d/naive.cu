@@ -39,8 +39,8 @@ cudaError_t involution2d_naive(const Involution2dParams& p, cudaStream_t stream)
   const int64_t blocks = ceil_div(s.batch * s.channels * s.out_height * s.out_width, kThreads);
   return with_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
-    return launch_in_pieces(blocks,
-                            [&](int64_t first, unsigned count) { naive_kernel<E><<<count, kThreads, 0, stream>>>(p, first); });
+    return launch_in_pieces(
+        blocks, [&](int64_t first, unsigned count) { launch(naive_kernel<E>, count, kThreads, 0, stream, p, first); });
   });
 }
 

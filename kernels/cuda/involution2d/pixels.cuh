@@ -158,9 +158,9 @@ cudaError_t launch_pixels_apply(bool mirrored, const PixelArguments& a, cudaStre
   const int threads = a.tiling.lanes * a.tiling.thread_columns;
   return launch_in_pieces(a.tiling.blocks, [&](int64_t first, unsigned blocks) {
     if (mirrored)
-      pixels_apply_kernel<E, kKernel, true><<<blocks, threads, 0, stream>>>(a, first);
+      launch(pixels_apply_kernel<E, kKernel, true>, blocks, threads, 0, stream, a, first);
     else
-      pixels_apply_kernel<E, kKernel, false><<<blocks, threads, 0, stream>>>(a, first);
+      launch(pixels_apply_kernel<E, kKernel, false>, blocks, threads, 0, stream, a, first);
   });
 }
 
@@ -180,9 +180,9 @@ cudaError_t launch_pixels_reduce(PixelReduceArguments a, int64_t batch, cudaStre
   const bool wide = a.group_channels >= 8 * kLanes<E>;  // 8 lanes read a whole 128-byte line of a pixel
   return launch_in_pieces(ceil_div(a.works, kPixelThreads / (wide ? 8 : 2)), [&](int64_t first, unsigned blocks) {
     if (wide)
-      pixels_reduce_kernel<E, kKernel, 8><<<blocks, kPixelThreads, 0, stream>>>(a, first);
+      launch(pixels_reduce_kernel<E, kKernel, 8>, blocks, kPixelThreads, 0, stream, a, first);
     else
-      pixels_reduce_kernel<E, kKernel, 2><<<blocks, kPixelThreads, 0, stream>>>(a, first);
+      launch(pixels_reduce_kernel<E, kKernel, 2>, blocks, kPixelThreads, 0, stream, a, first);
   });
 }
 

@@ -15,7 +15,9 @@ constexpr int32_t kPixelThreads = 192;  // two blocks a multiprocessor leave a t
 constexpr int32_t kPixelRows = 4;       // of outputs of a thread of forward and grad_x
 
 // Neighbouring outputs in such a row, so that sums, weights and window fit into registers.
-constexpr int32_t pixel_columns(int32_t kernel, int32_t element_bytes) { return kernel == 7 && element_bytes == 2 ? 3 : 4; }
+constexpr int32_t pixel_columns(int32_t kernel, int32_t element_bytes) {
+  return (kernel == 7 && element_bytes == 2) || (kernel == 5 && element_bytes == 8) ? 3 : 4;
+}
 
 struct PixelTiling {
   int64_t vectors;                         // of all channels

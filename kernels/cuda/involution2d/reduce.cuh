@@ -10,7 +10,7 @@ namespace lgld::cuda {
 template <class E, int kKernel, int kRows, int kPixels, bool kOdd, int kMostThreads, int kStages>
 __global__ void __launch_bounds__(kMostThreads, 2) reduce_kernel(const __grid_constant__ TileArguments a, int64_t first) {
   constexpr int kTaps = kKernel * kKernel;
-  extern __shared__ __align__(16) unsigned char shared[];
+  unsigned char* const shared = shared_memory<unsigned char>();
   const Tiling& t = a.tiling;
   const int tile_threads = t.lanes * t.thread_rows, thread = static_cast<int>(threadIdx.x);
   Spot spot = find_spot(t, block_number(first), thread);
@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) reduce_kernel(const __grid_co
   Compute<E> sum[kRows][kPixels][kTaps] = {};
   from += (kStages - 1) * map_plane, other_from += (kStages - 1) * out_plane;
   int current = 0;
+#pragma unroll 1
   for (int n = 0; n < t.slice_channels; ++n) {
     wait_groups<kStages - 2>();
     // Behind it step n is there for all threads, and all have done with step n - 1, whose place the copies now take.
@@ -113,8 +114,8 @@ cudaError_t launch_reduce(const TileArguments& a, cudaStream_t stream) {
   const Tiling& t = a.tiling;
   const int threads = t.lanes * t.thread_rows * t.planes;
   return launch_in_pieces(t.blocks, [&](int64_t first, unsigned blocks) {
-    reduce_kernel<E, kKernel, k.rows, k.pixels, kOdd, k.most_threads, k.stages>
-        <<<blocks, threads, t.stage_bytes * k.stages, stream>>>(a, first);
+    launch(reduce_kernel<E, kKernel, k.rows, k.pixels, kOdd, k.most_threads, k.stages>, blocks, threads,
+           t.stage_bytes * k.stages, stream, a, first);
   });
 }
 

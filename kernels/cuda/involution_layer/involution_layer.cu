@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "../common/dtype.cuh"
+#include "../common/launch.cuh"
 #include "index.h"
 #include "involution_layer.h"
 
@@ -120,11 +121,8 @@ __global__ void __launch_bounds__(kThreads) general_layer_kernel(const __grid_co
 template <class E, int K>
 cudaError_t run(const InvolutionLayerParams& p, cudaStream_t stream) {
   const LayerTiles tiles = layer_tiles(p.batch, p.height, p.width);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(min64(tiles.units, kMostBlocks)));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, p.x.column == 1 ? layer_kernel<E, K> : general_layer_kernel<E, K>, p);
+  return launch(p.x.column == 1 ? layer_kernel<E, K> : general_layer_kernel<E, K>, min64(tiles.units, kMostBlocks), kThreads, 0,
+                stream, p);
 }
 
 }  // namespace

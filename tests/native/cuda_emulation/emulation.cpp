@@ -22,6 +22,13 @@ constexpr size_t kStack = 256 * 1024;
 
 enum class State { kReady, kAtBlock, kAtWarp, kDone };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  bool real;
+};
+
 // A stack is entered once by its context; afterwards jumps switch, which are free of swapcontext's two system calls.
 struct Fiber {
   ucontext_t context;
@@ -30,6 +37,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   State state;
   unsigned char given[8];
+  std::vector<std::vector<Copy>> groups;  // of copies; the last one is open
 };
 
 struct Machine {
@@ -87,7 +95,7 @@ void run_block() {
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = nullptr;
-    fiber.state = State::kReady, fiber.fresh = true;
+    fiber.state = State::kReady, fiber.fresh = true, fiber.groups.assign(1, {});
     makecontext(&fiber.context, body, 0);
   }
   std::vector<unsigned> sequence(machine.threads);
@@ -127,6 +135,27 @@ void exchange(const void* give, void* take, size_t bytes, unsigned from) {
   wait_for_warp();
   std::memcpy(take, machine.fibers[first + from].given, bytes);
   wait_for_warp();
+}
+
+void copy_later(void* to, const void* from, size_t bytes, bool real) {
+  if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0) {
+    std::printf("FAILED: an asynchronous copy of %zu bytes is not aligned\n", bytes);
+    std::exit(1);
+  }
+  machine.fibers[machine.current].groups.back().push_back({to, from, bytes, real});
+}
+
+void close_group() { machine.fibers[machine.current].groups.emplace_back(); }
+
+void wait_groups(size_t open) {
+  auto& groups = machine.fibers[machine.current].groups;
+  while (groups.size() > open + 1) {
+    for (const Copy& c : groups.front()) {
+      if (c.real) std::memcpy(c.to, c.from, c.bytes);
+      if (!c.real) std::memset(c.to, 0, c.bytes);
+    }
+    groups.erase(groups.begin());
+  }
 }
 
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {

@@ -1,7 +1,8 @@
 // CUDA kernels on the host, one thread of a block after the other: the same source, compiled as C++ against the headers of this
 // folder in place of CUDA's. A thread runs until it waits for others (a barrier of the block, a shuffle of its warp), then the
 // next one runs, in an order that a test chooses: results that depend on it show a missing barrier. Shared memory starts as NaN
-// in each block and ends at a forbidden page; a barrier that some threads never reach ends the program.
+// in each block and ends at a forbidden page; asynchronous copies arrive only when they are waited for; a barrier that some
+// threads never reach ends the program.
 //
 // Not shown here: the memory model between blocks, alignment of accesses (the build traps those), intrinsics' rounding.
 #pragma once
@@ -15,6 +16,14 @@
 
 struct uint3 {
   unsigned x, y, z;
+};
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
 };
 
 struct dim3 : uint3 {
@@ -36,6 +45,10 @@ void wait_for_block();
 void wait_for_warp();
 // The value that lane `from` of this thread's warp gives; 8 bytes at most.
 void exchange(const void* give, void* take, size_t bytes, unsigned from);
+// Copies that arrive when their group is waited for and no sooner; zeros where not `real`.
+void copy_later(void* to, const void* from, size_t bytes, bool real);
+void close_group();
+void wait_groups(size_t open);
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
 float widen_half(uint16_t bits);
@@ -75,6 +88,10 @@ T __shfl_sync(unsigned, T value, int lane) {
   return result;
 }
 
+template <class T>
+void __stwb(T* p, T value) {
+  *p = value;
+}
 inline float __fdividef(float a, float b) { return a / b; }
 inline void sincospi(double x, double* sine, double* cosine) {
   *sine = std::sin(std::acos(-1.0) * x), *cosine = std::cos(std::acos(-1.0) * x);
@@ -91,11 +108,14 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream = nullptr;
 };
 
+inline cudaError_t emulated_error = cudaSuccess;
+inline cudaError_t cudaGetLastError() { return std::exchange(emulated_error, cudaSuccess); }
+
 template <class... Parameter, class... Argument>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameter...), const Argument&... arguments) {
   const dim3 grid = config->gridDim, block = config->blockDim;
   if (grid.x < 1 || grid.x > 0x7fffffffu || block.x < 1 || block.x > 1024 || config->dynamicSmemBytes > 48 * 1024)
-    return cudaErrorInvalidConfiguration;
-  ::emulation::run(grid, block, config->dynamicSmemBytes, [&] { kernel(arguments...); });
+    return emulated_error = cudaErrorInvalidConfiguration;
+  ::emulation::run(grid, block, config->dynamicSmemBytes, [&] { kernel(static_cast<Parameter>(arguments)...); });
   return cudaSuccess;
 }
