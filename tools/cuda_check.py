@@ -73,7 +73,7 @@ def commands(nvcc: str, archs: list[str], torch: Path, work: Path) -> list[tuple
         defines = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{ROOT}", "-isystem", str(torch / "include")]
         target = work / f"{source.parent.name}-{source.stem}.o"
         name = str(source.relative_to(ROOT))
-        steps.append((name, [*common, "-Xcompiler=-fPIC,-Wall,-Wextra", *defines, "-o", str(target), str(source)]))
+        steps.append((name, [*common, "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra", *defines, "-o", str(target), str(source)]))
     return steps
 
 
