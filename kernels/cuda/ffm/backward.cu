@@ -313,9 +313,16 @@ struct Pass {
 };
 
 template <class E>
+constexpr bool has_vectors(int64_t inputs) {
+  return sizeof(E) < 8 || inputs != 1;
+}
+
+template <class E>
 Pass pass_of(const FfmShape& s, const FfmMap& grad_y) {
   if (s.inputs != 1 && s.inputs != 3) return {FfmLayout::kPlanesByOne, true, ceil_div(s.positions(), kFfmTile), 1};
-  const FfmLayout layout = ffm_layout(s, grad_y, sizeof(E), FfmVectors<E, true>::kLanes, kLastLanes<E>);
+  FfmLayout layout = ffm_layout(s, grad_y, sizeof(E), FfmVectors<E, true>::kLanes, kLastLanes<E>);
+  // Vectors of doubles of a single image channel take registers that spill; one by one they don't.
+  if (layout == FfmLayout::kPlanes && !has_vectors<E>(s.inputs)) layout = FfmLayout::kPlanesByOne;
   if (layout == FfmLayout::kLast) {
     const FfmLast p = ffm_last(s, kLastLanes<E>);
     return {layout, false, p.tiles, p.chunks};
@@ -332,7 +339,8 @@ cudaError_t run_pass(const FfmCall<T>& call, const Pass& pass, const FfmMap& gra
   static_assert(kWarpSums <= kFfmTile * kRecord);
   if (pass.layout == FfmLayout::kLast)
     return launch(backward_last<E, T, kIn>, blocks, kFfmThreads, sizeof(T) * (kFfmTile * kRecord), stream, call, grad_y);
-  const auto kernel = pass.layout == FfmLayout::kPlanes ? backward_planes<E, T, kIn, true> : backward_planes<E, T, kIn, false>;
+  const auto kernel =
+      pass.layout == FfmLayout::kPlanes ? backward_planes<E, T, kIn, has_vectors<E>(kIn)> : backward_planes<E, T, kIn, false>;
   return launch(kernel, blocks, kFfmThreads, sizeof(T) * (kFfmMostChunk * kRecord + kWarpSums), stream, call, grad_y);
 }
 
