@@ -1,10 +1,8 @@
 // Which kernel runs: K x K windows on dense maps have theirs, everything else the general one.
 #include "../common/dtype.cuh"
 #include "general.cuh"
-#include "index.h"
 #include "involution2d.h"
-#include "pixels.cuh"
-#include "tiles.cuh"
+#include "launchers.h"
 
 namespace lgld::cuda {
 

@@ -9,6 +9,13 @@
 
 namespace lgld::cuda {
 
+// Blocks that a multiprocessor's registers have to hold together. ptxas for compute capability 10 keeps more values alive.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocksTogether = 1;
+#else
+constexpr int kBlocksTogether = 2;
+#endif
+
 // Dimensions and strides of a launch on NCHW maps.
 struct TileArguments {
   Tiling tiling;

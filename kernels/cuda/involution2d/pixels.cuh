@@ -8,7 +8,7 @@
 namespace lgld::cuda {
 
 template <class E, int kKernel, bool kMirrored>
-__global__ void __launch_bounds__(kPixelThreads, 2)
+__global__ void __launch_bounds__(kPixelThreads, kBlocksTogether)
     pixels_apply_kernel(const __grid_constant__ PixelArguments a, int64_t first) {
   constexpr int kVector = kLanes<E>, kTaps = kKernel * kKernel;
   constexpr int kColumns = pixel_columns(kKernel, sizeof(E)), kWindow = kColumns + kKernel - 1;
@@ -85,7 +85,7 @@ constexpr int reduce_columns(int kernel, int element_bytes) {
 constexpr int reduce_rows(int kernel) { return kernel == 3 ? 3 : 1; }
 
 template <class E, int kKernel, int kLanesInGroup>
-__global__ void __launch_bounds__(kPixelThreads, 2)
+__global__ void __launch_bounds__(kPixelThreads, kBlocksTogether)
     pixels_reduce_kernel(const __grid_constant__ PixelReduceArguments a, int64_t first) {
   constexpr int kVector = kLanes<E>, kTaps = kKernel * kKernel, kColumns = reduce_columns(kKernel, sizeof(E));
   constexpr int kWindow = kColumns + kKernel - 1, kRows = reduce_rows(kKernel), kPart = kRows * kKernel;

@@ -8,7 +8,8 @@
 namespace lgld::cuda {
 
 template <class E, int kKernel, int kRows, int kPixels, bool kOdd, int kMostThreads, int kStages>
-__global__ void __launch_bounds__(kMostThreads, 2) reduce_kernel(const __grid_constant__ TileArguments a, int64_t first) {
+__global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
+    reduce_kernel(const __grid_constant__ TileArguments a, int64_t first) {
   constexpr int kTaps = kKernel * kKernel;
   unsigned char* const shared = shared_memory<unsigned char>();
   const Tiling& t = a.tiling;
