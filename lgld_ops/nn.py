@@ -49,6 +49,33 @@ class _ActivatedPointwise(torch.autograd.Function):
         )
 
 
+class _GatedActivation(torch.autograd.Function):
+    """SiLU(h) * gate that keeps h and gate alone. h [B, C, H, W], gate [B, C, 1, 1]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, gate: Tensor) -> Tensor:
+        return F.silu(h).mul_(gate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        h, gate = ctx.saved_tensors
+        need_h, need_gate = ctx.needs_input_grad
+        grad_gate = (grad * F.silu(h)).sum((-2, -1), keepdim=True) if need_gate else None
+        return torch.ops.aten.silu_backward(grad * gate, h) if need_h else None, grad_gate
+
+
+def _recomputes() -> bool:
+    """Whether the functions above are worth it: eager training. Compilers and tracers choose for themselves what is kept."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None
+
+
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling `module` does what its class says and nothing else: no subclass, no hook, no forward of its own."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
@@ -162,7 +189,7 @@ class Involution2d(InvolutionBase):
         _, activation, span = cast("tuple[nn.Conv2d, nn.SiLU, nn.Conv2d]", tuple(self.shared_mlp))
         weight, bias = self._hidden()
         hidden = F.conv2d(pooled, weight[..., None, None], bias)
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not torch.is_grad_enabled():
+        if not _recomputes():
             return F.conv2d(activation(hidden), span.weight, span.bias)
         return _ActivatedPointwise.apply(hidden, span.weight, span.bias)  # type: ignore[no-any-return, no-untyped-call]
 

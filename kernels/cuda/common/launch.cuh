@@ -33,7 +33,8 @@ __device__ __forceinline__ T* shared_memory() {
 #endif
 }
 
-// kernel<<<blocks, threads, shared, stream>>>(arguments...), in words that a compiler for the host knows too.
+// kernel<<<blocks, threads, shared, stream>>>(arguments...), in words that a compiler for the host knows too. The error is the
+// caller's: the runtime forgets it, so that no later launch is blamed for it.
 template <class... Parameter, class... Argument>
 cudaError_t launch(void (*kernel)(Parameter...), int64_t blocks, int threads, size_t shared, cudaStream_t stream,
                    const Argument&... arguments) {
@@ -42,7 +43,9 @@ cudaError_t launch(void (*kernel)(Parameter...), int64_t blocks, int threads, si
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
 }
 
 // launch(first, blocks) for pieces of at most `most` of all blocks, in order; the first error ends it. Nothing to do is no
@@ -50,8 +53,8 @@ cudaError_t launch(void (*kernel)(Parameter...), int64_t blocks, int threads, si
 template <class F>
 cudaError_t launch_in_pieces(int64_t blocks, F launch, int64_t most = kMostBlocks) {
   for (int64_t first = 0; first < blocks; first += most) {
-    launch(first, static_cast<unsigned>(min64(blocks - first, most)));
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    const cudaError_t error = launch(first, static_cast<unsigned>(min64(blocks - first, most)));
+    if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }

@@ -22,7 +22,7 @@ __device__ __forceinline__ void through_silu(const T (&u)[kCount], T (&g)[kCount
   T s[kCount];
   sigmoids<E>(u, s);
 #pragma unroll
-  for (int v = 0; v < kCount; ++v) g[v] *= s[v] * fma(u[v], 1 - s[v], T(1));
+  for (int v = 0; v < kCount; ++v) g[v] *= silu_slope(u[v], s[v]);
 }
 
 template <class T>

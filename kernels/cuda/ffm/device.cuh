@@ -82,6 +82,20 @@ __device__ __forceinline__ void sigmoids(const T (&u)[kCount], T (&s)[kCount]) {
   }
 }
 
+// SiLU(u), of which s is the sigmoid. Below -1000 it is 0 to every format's rounding, where s may be capped and -inf * 0 is
+// NaN.
+template <class T>
+__device__ __forceinline__ T silu_of(T u, T s) {
+  return u < T(-1000) ? T(0) : u * s;
+}
+
+// Its derivative; beyond 1000 in size, where 1 - s and s are 0 to rounding and u need not be finite, as at 1000.
+template <class T>
+__device__ __forceinline__ T silu_slope(T u, T s) {
+  const T w = u > T(1000) ? T(1000) : u < T(-1000) ? T(-1000) : u;
+  return s * fma(w, 1 - s, T(1));
+}
+
 // --- parameters -------------------------------------------------------------------------------------------------------
 
 // f(E{}) with the element type that `dtype` names.

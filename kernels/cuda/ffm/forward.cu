@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kFfmThreads)
         pixels.apply(a, r, u);
         sigmoids<E>(u, sigmoid);
 #pragma unroll
-        for (int v = 0; v < kLanes; ++v) u[v] *= sigmoid[v];
+        for (int v = 0; v < kLanes; ++v) u[v] = silu_of(u[v], sigmoid[v]);
         if (pixels.real[r]) store<E, kLanes>(out[r], u);
         out[r] += y.channel;
       }
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kFfmThreads)
       }
       sigmoids<E>(u, sigmoid);
 #pragma unroll
-      for (int v = 0; v < kLanes; ++v) u[v] *= sigmoid[v];
+      for (int v = 0; v < kLanes; ++v) u[v] = silu_of(u[v], sigmoid[v]);
       store<E, kLanes>(static_cast<E*>(y.data) + (first + p) * y.column + channel, u);
     }
   }
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kFfmThreads)
     const FfmPosition p = ffm_position(s, last ? slow : fast);
     T u[1] = {folded_at<E>(f, p, c)}, sigmoid[1];
     sigmoids<E>(u, sigmoid);
-    u[0] *= sigmoid[0];
+    u[0] = silu_of(u[0], sigmoid[0]);
     store<E, 1>(address<E>(y, p.image, c, p.row, p.column), u);
   }
 }

@@ -33,6 +33,7 @@ __device__ void fold_channel(const FfmCall<T>& f, int64_t c, double mean, double
   }
   for (int64_t t = 0; t < 4; ++t) out[n + (t < 2 ? t + 2 : t - 2)] = static_cast<T>(scale * m * weight(f, c, n + t));
   out[n + 4] = static_cast<T>(scale * (m * middle - mean) + element_or(f.a.bn_bias, c, 0.0));
+  for (int64_t k = n + 5; k < ffm_record(n); ++k) out[k] = 0;  // whole records are copied
 }
 
 // --- before anything else: position terms; the centre, or where the statistics are given, the folded map --------------

@@ -147,8 +147,8 @@ cudaError_t launch_apply(const TileArguments& a, cudaStream_t stream) {
   const Tiling& t = a.tiling;
   const int threads = t.lanes * t.thread_rows * t.planes;
   return launch_in_pieces(t.blocks, [&](int64_t first, unsigned blocks) {
-    launch(apply_kernel<E, kKernel, k.rows, k.pixels, kOdd, kMirrored, k.most_threads, k.stages>, blocks, threads,
-           t.stage_bytes * k.stages, stream, a, first);
+    return launch(apply_kernel<E, kKernel, k.rows, k.pixels, kOdd, kMirrored, k.most_threads, k.stages>, blocks, threads,
+                  t.stage_bytes * k.stages, stream, a, first);
   });
 }
 

@@ -116,7 +116,7 @@ cudaError_t apply(const Involution2dParams& p, cudaStream_t stream) {
                                     p.out.channel == 1 && p.out.column != 1);
   return with_dtype(p.dtype, [&](auto element) {
     return launch_in_pieces(ceil_div(pieces.pieces, kThreads), [&](int64_t first, unsigned blocks) {
-      launch(general_apply_kernel<decltype(element), kBackward>, blocks, kThreads, 0, stream, p, pieces, first);
+      return launch(general_apply_kernel<decltype(element), kBackward>, blocks, kThreads, 0, stream, p, pieces, first);
     });
   });
 }
@@ -134,7 +134,7 @@ cudaError_t general_grad_weight(const Involution2dParams& p, int64_t slices, cud
                       p.out.channel == 1 && p.out.column != 1};
   const cudaError_t error = with_dtype(p.dtype, [&](auto element) {
     return launch_in_pieces(ceil_div(pieces.pieces * slices, kThreads), [&](int64_t first, unsigned blocks) {
-      launch(general_grad_weight_kernel<decltype(element)>, blocks, kThreads, 0, stream, p, pieces, slices, first);
+      return launch(general_grad_weight_kernel<decltype(element)>, blocks, kThreads, 0, stream, p, pieces, slices, first);
     });
   });
   return error != cudaSuccess || slices == 1 ? error : sum_slices(p, slices, stream);
@@ -145,7 +145,7 @@ cudaError_t sum_slices(const Involution2dParams& p, int64_t slices, cudaStream_t
   const int64_t count = s.batch * s.groups * s.taps() * s.out_height * s.out_width;
   return with_dtype(p.dtype, [&](auto element) {
     return launch_in_pieces(ceil_div(count, kThreads), [&](int64_t first, unsigned blocks) {
-      launch(sum_slices_kernel<decltype(element)>, blocks, kThreads, 0, stream, p, slices, count, first);
+      return launch(sum_slices_kernel<decltype(element)>, blocks, kThreads, 0, stream, p, slices, count, first);
     });
   });
 }

@@ -40,7 +40,7 @@ cudaError_t involution2d_naive(const Involution2dParams& p, cudaStream_t stream)
   return with_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
     return launch_in_pieces(
-        blocks, [&](int64_t first, unsigned count) { launch(naive_kernel<E>, count, kThreads, 0, stream, p, first); });
+        blocks, [&](int64_t first, unsigned count) { return launch(naive_kernel<E>, count, kThreads, 0, stream, p, first); });
   });
 }
 

@@ -157,10 +157,8 @@ template <class E, int kKernel>
 cudaError_t launch_pixels_apply(bool mirrored, const PixelArguments& a, cudaStream_t stream) {
   const int threads = a.tiling.lanes * a.tiling.thread_columns;
   return launch_in_pieces(a.tiling.blocks, [&](int64_t first, unsigned blocks) {
-    if (mirrored)
-      launch(pixels_apply_kernel<E, kKernel, true>, blocks, threads, 0, stream, a, first);
-    else
-      launch(pixels_apply_kernel<E, kKernel, false>, blocks, threads, 0, stream, a, first);
+    if (mirrored) return launch(pixels_apply_kernel<E, kKernel, true>, blocks, threads, 0, stream, a, first);
+    return launch(pixels_apply_kernel<E, kKernel, false>, blocks, threads, 0, stream, a, first);
   });
 }
 
@@ -179,10 +177,8 @@ cudaError_t launch_pixels_reduce(PixelReduceArguments a, int64_t batch, cudaStre
   a.works = batch * a.groups * a.out_height * a.column_groups;
   const bool wide = a.group_channels >= 8 * kLanes<E>;  // 8 lanes read a whole 128-byte line of a pixel
   return launch_in_pieces(ceil_div(a.works, kPixelThreads / (wide ? 8 : 2)), [&](int64_t first, unsigned blocks) {
-    if (wide)
-      launch(pixels_reduce_kernel<E, kKernel, 8>, blocks, kPixelThreads, 0, stream, a, first);
-    else
-      launch(pixels_reduce_kernel<E, kKernel, 2>, blocks, kPixelThreads, 0, stream, a, first);
+    if (wide) return launch(pixels_reduce_kernel<E, kKernel, 8>, blocks, kPixelThreads, 0, stream, a, first);
+    return launch(pixels_reduce_kernel<E, kKernel, 2>, blocks, kPixelThreads, 0, stream, a, first);
   });
 }
 

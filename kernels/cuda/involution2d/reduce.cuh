@@ -115,8 +115,8 @@ cudaError_t launch_reduce(const TileArguments& a, cudaStream_t stream) {
   const Tiling& t = a.tiling;
   const int threads = t.lanes * t.thread_rows * t.planes;
   return launch_in_pieces(t.blocks, [&](int64_t first, unsigned blocks) {
-    launch(reduce_kernel<E, kKernel, k.rows, k.pixels, kOdd, k.most_threads, k.stages>, blocks, threads,
-           t.stage_bytes * k.stages, stream, a, first);
+    return launch(reduce_kernel<E, kKernel, k.rows, k.pixels, kOdd, k.most_threads, k.stages>, blocks, threads,
+                  t.stage_bytes * k.stages, stream, a, first);
   });
 }
 
