@@ -46,8 +46,8 @@ def _prepare(
         extent = tl.where(rows, height, width)
         phase = (position * stride).to(tl.float64) * 6.283185307179586 / extent.to(tl.float64)
         count = tl.where(rows, out_h, out_w)
-        to = tl.where(rows, position, 2 * out_h + position)
-        there = at < out_h + out_w
+        to = tl.where(rows, position, at + out_h)
+        there = at < tl.cast(out_h, tl.int64) + out_w
         tl.store(tables_ptr + to, tl.sin(phase), mask=there)
         tl.store(tables_ptr + to + count, tl.cos(phase), mask=there)
     else:
@@ -109,8 +109,8 @@ def _moments(
         all_ += x
         row_sin += x * load(tables_ptr + i, inside, tl.float64)
         row_cos += x * load(tables_ptr + out_h + i, inside, tl.float64)
-        column_sin += x * load(tables_ptr + 2 * out_h + j, inside, tl.float64)
-        column_cos += x * load(tables_ptr + 2 * out_h + out_w + j, inside, tl.float64)
+        column_sin += x * load(tables_ptr + out_h + out_h + j, inside, tl.float64)
+        column_cos += x * load(tables_ptr + out_h + out_h + out_w + j, inside, tl.float64)
     out_ptr += inputs - a
     tl.store(out_ptr, tl.sum(all_))
     tl.store(out_ptr + 1, tl.sum(row_sin))
@@ -156,7 +156,7 @@ def _statistics(
         there = there & (at % record < record - at // record)
         values = tl.load(partial_ptr + task * (inputs * record) + at, mask=there & (task < tasks), other=0)
         tl.store(totals_ptr + at, tl.sum(values, axis=0, keep_dims=True) / count, mask=there)
-    rows, columns = tables_ptr, tables_ptr + 2 * out_h
+    rows, columns = tables_ptr, tables_ptr + out_h + out_h  # 2 * out_h could pass 2^31
     row_sin, row_cos = _table_mean(rows, out_h, BLOCK), _table_mean(rows + out_h, out_h, BLOCK)
     column_sin, column_cos = _table_mean(columns, out_w, BLOCK), _table_mean(columns + out_w, out_w, BLOCK)
     # Position terms: means, then (sin sin, sin cos, cos cos) of the rows and of the columns.

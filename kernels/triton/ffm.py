@@ -51,8 +51,8 @@ def _features(
         found += (x,)
     found += (load(tables_ptr + i, inside, ARITHMETIC),)
     found += (load(tables_ptr + out_h + i, inside, ARITHMETIC),)
-    found += (load(tables_ptr + 2 * out_h + j, inside, ARITHMETIC),)
-    found += (load(tables_ptr + 2 * out_h + out_w + j, inside, ARITHMETIC),)
+    found += (load(tables_ptr + out_h + out_h + j, inside, ARITHMETIC),)
+    found += (load(tables_ptr + out_h + out_h + out_w + j, inside, ARITHMETIC),)
     return found
 
 
@@ -64,7 +64,7 @@ def _u(features, slope_ptr, offset_ptr, c, there, COUNT: tl.constexpr):
     return u
 
 
-@triton.jit(do_not_specialize_on_alignment=["out_w", "pixels"])
+@triton.jit(do_not_specialize_on_alignment=["programs", "tiles", "splits", "out_h", "out_w", "pixels"])
 def _forward(
     x_ptr, tables_ptr, centre_ptr, slope_ptr, offset_ptr, y_ptr,
     programs, tiles, splits, run, channels, out_h, out_w, pixels, stride,
@@ -105,7 +105,11 @@ def _slot_sum(values, slot, start, SLOTS: tl.constexpr):
     return tl.where(slot == start, tl.sum(values).to(tl.float64), 0.0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["out_w", "pixels"])
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        "programs", "tasks", "tiles", "tiles_per_image", "tiles_per_task", "batch", "out_h", "out_w", "pixels",
+    ]
+)  # fmt: skip
 def _backward(
     g_ptr, x_ptr, tables_ptr, centre_ptr, slope_ptr, offset_ptr, partial_ptr, projected_ptr,
     programs, tasks, tiles, tiles_per_image, tiles_per_task, batch, channels, out_h, out_w, pixels, stride,
@@ -259,7 +263,11 @@ def _correction(correction_ptr, blocks, RECORD: tl.constexpr, at: tl.constexpr, 
     return total.to(ARITHMETIC)
 
 
-@triton.jit(do_not_specialize_on_alignment=["width", "pixels"])
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        "programs", "tiles", "blocks", "channel_blocks", "batch", "width", "pixels", "out_h", "out_w",
+    ]
+)  # fmt: skip
 def _grad_x(
     x_ptr, tables_ptr, centre_ptr, projected_ptr, correction_ptr, grad_ptr,
     programs, tiles, blocks, channel_blocks, batch, width, pixels, out_h, out_w, stride,

@@ -60,7 +60,7 @@ def _source(i, j, u, v, height, width, SH, SW, PH, PW, DH, DW, TRANSPOSED: tl.co
     return row, column, (row >= 0) & (row < height) & (column >= 0) & (column < width)
 
 
-@triton.jit(do_not_specialize_on_alignment=["out_w", "pixels"])
+@triton.jit(do_not_specialize_on_alignment=["programs", "tiles", "splits", "groups", "a_h", "a_w", "out_w", "pixels"])
 def _weighted_sum(
     a_ptr, w_ptr, out_ptr,
     programs, tiles, splits, run, groups, group_channels,
@@ -150,7 +150,7 @@ def _products(g, a):
     return tl.sum(g * a, axis=1, keep_dims=True)
 
 
-@triton.jit(do_not_specialize_on_alignment=["out_w", "pixels"])
+@triton.jit(do_not_specialize_on_alignment=["programs", "tiles", "groups", "a_h", "a_w", "out_w", "pixels"])
 def _channel_sum(
     g_ptr, a_ptr, out_ptr,
     programs, tiles, groups, group_channels,
@@ -214,7 +214,8 @@ def _channel_sum(
 
 def _tile(map_: Tensor, pixels: int, group_channels: int, kernel_size: Any) -> tuple[int, int, int]:
     """Pixels and channels of a program's tile, and its warps: from the shape and layout of the map it reads, nothing else."""
-    if channels_last(map_):
+    # A lane would have too many pixels' weights where a group has fewer channels than a lane loads.
+    if channels_last(map_) and group_channels >= 4:
         channels = min(power_of_2(group_channels), 64)
         return max(1, min(power_of_2(pixels), _TILE // channels)), channels, 4
     lane = _LANE_PIXELS.get(kernel_size[0], 2) if tuple(kernel_size) in UNROLLED else 2

@@ -19,7 +19,7 @@ import triton.language as tl
 from ._common import MOST_PROGRAMS, arithmetic_type, grid, index_type, load, power_of_2, program, span, store
 
 
-@triton.jit(do_not_specialize_on_alignment=["width", "pixels"])
+@triton.jit(do_not_specialize_on_alignment=["programs", "tiles", "height", "width", "pixels"])
 def _layer(
     x_ptr, hidden_weight_ptr, hidden_bias_ptr, span_weight_ptr, span_bias_ptr, y_ptr,
     programs, tiles, channels, hidden, height, width, pixels, x_sb, x_sc, x_sh, x_sw, y_sb, y_sc, y_sh, y_sw,

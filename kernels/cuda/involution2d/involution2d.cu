@@ -9,7 +9,8 @@ namespace lgld::cuda {
 namespace {
 
 // Below so many blocks, channels are split: some for each of the multiprocessors that large GPUs have (132 to 148), so that the
-// last ones to end are a small part. Shapes alone decide, never the GPU, so that results don't depend on it.
+// last ones to end are a small part. Shapes, strides and alignment decide, never the GPU, so that results don't
+// depend on it.
 constexpr int64_t kEnoughBlocks = 768, kEnoughReduceBlocks = 256;
 constexpr int64_t kLeastSliceChannels = 8;
 
