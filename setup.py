@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Command, Distribution, setup
+from setuptools import Command, Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
@@ -72,7 +72,7 @@ def torch_folder() -> tuple[Path, str]:
 
 def fresh_if_changed(work: Path) -> None:
     """Drop a build folder made with another compiler or other flags: CMake would keep the old ones."""
-    names = ("CXX", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE")
+    names = ("CXX", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE", "CUDACXX", "CUDA_HOME", "LGLD_CUDA_ARCHS")
     now = "".join(f"{name}={os.environ.get(name, '')}\n" for name in names)
     record = work / "lgld_environment.txt"
     if work.exists() and (not record.exists() or record.read_text() != now):
@@ -115,14 +115,16 @@ class build_cmake(Command):
             "LGLD_TORCH_VERSION": version,
             "LGLD_CUDA": os.environ.get("LGLD_CUDA", "auto"),
             "LGLD_TEST_MODULE": "OFF",
+            "Python_EXECUTABLE": sys.executable,
         }
+        if archs := os.environ.get("LGLD_CUDA_ARCHS"):
+            options["LGLD_CUDA_ARCHS"] = archs
         # The test module is a CPython extension: no wheel may hold one, so only editable builds have it.
         if self.editable_mode and importlib.util.find_spec("pybind11"):
             import pybind11
 
             options |= {
                 "LGLD_TEST_MODULE": "ON",
-                "Python_EXECUTABLE": sys.executable,
                 "pybind11_DIR": pybind11.get_cmake_dir(),
             }
         elif self.editable_mode:
@@ -141,6 +143,8 @@ class build_cmake(Command):
                 *(f"-D{k}={v}" for k, v in options.items()),
             ]
         )
+        # What an earlier build left would be loaded, though this one was asked for none.
+        (self.package_folder() / "lib" / "liblgld_ops_cuda.so").unlink(missing_ok=True)
         result = subprocess.run([cmake, "--build", str(work), "--target", "install"])
         if result.returncode:
             raise SystemExit(
@@ -197,6 +201,9 @@ class BinaryDistribution(Distribution):
 refuse_foreign_platform()
 if __name__ == "__main__":  # false where a test imports the functions above
     setup(
+        # Only lgld_ops is ever installed; lgld_ops/lib holds compiled files and is no package.
+        packages=[*find_packages(str(ROOT), include=["lgld_ops", "lgld_ops.*"]), "lgld_ops.triton"],
+        package_dir={"lgld_ops.triton": "kernels/triton"},
         distclass=BinaryDistribution,
         cmdclass={"build": lgld_build, "build_cmake": build_cmake, "bdist_wheel": py3_wheel},
     )

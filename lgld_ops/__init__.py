@@ -18,6 +18,7 @@ from .info import build_info, version
 from .mixer import FourierFeatureMixer
 from .network import LGLDNet
 from .nn import Involution2d
+from .ops import gpu as _gpu_ops  # noqa: F401 (registers what CUDA tensors run)
 from .ops.ffm import fourier_feature_mixer
 from .ops.involution import involution2d
 

@@ -93,6 +93,15 @@ def built_with() -> dict[str, str]:
     return {"compiler": _library.lgld_compiler().decode(), "torch": _library.lgld_built_with_torch().decode()}
 
 
+def cuda_state() -> str:
+    """Why the CUDA library was not built along with this one, as a sentence's end; empty where it was."""
+    if _library is None:
+        return load_error
+    _library.lgld_cuda_state.restype = ctypes.c_char_p
+    state: bytes = _library.lgld_cuda_state()
+    return state.decode()
+
+
 def peak_mac_rate(dtype: str = "float32", seconds: float = 0.2, threads: int = 1, variant: str | None = None) -> float:
     """Multiply-adds per second that `threads` threads reach together in registers: the arithmetic floor of benchmarks.
 

@@ -15,11 +15,22 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import reference
-from .nn import _is_plain
+from .nn import _ActivatedPointwise, _GatedActivation, _is_plain, _recomputes
 
 
 def _are_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
     return all(_is_plain(module, kind) for module in modules)
+
+
+def _pointwise_of(branch: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """conv1x1(branch(x)); in training a branch that ends in SiLU is kept as the map in front of it alone."""
+    if _recomputes() and isinstance(branch, nn.Sequential) and _is_plain(branch, nn.Sequential):
+        *front, last = branch
+        if _is_plain(last, nn.SiLU):
+            for module in front:
+                x = module(x)
+            return _ActivatedPointwise.apply(x, weight, None)  # type: ignore[no-any-return, no-untyped-call]
+    return F.conv2d(branch(x), weight)
 
 
 class LFA(reference.LFA):
@@ -31,7 +42,7 @@ class LFA(reference.LFA):
             return super().forward(x)
         first, second = self.project.weight.chunk(2, dim=1)
         # In place: a convolution keeps its input, not its output.
-        return F.silu(F.conv2d(self.dw3(x), first).add_(F.conv2d(self.dw5(x), second)).add_(x))
+        return F.silu(_pointwise_of(self.dw3, x, first).add_(_pointwise_of(self.dw5, x, second)).add_(x))
 
 
 class GCE(reference.GCE):
@@ -60,9 +71,11 @@ class GCE(reference.GCE):
         plain = _are_plain(nn.Conv2d, *convs) and all(conv.bias is not None for conv in convs) and _are_plain(nn.SiLU, self.act)
         if _has_any_global_hook() or not plain:
             return super().forward(x)
-        p = F.silu(self._hidden(x))
+        hidden = self._hidden(x)
+        p = F.silu(hidden)
         gate: Tensor = self.se(p)
-        return p * gate
+        # A product would keep p.
+        return _GatedActivation.apply(hidden, gate) if _recomputes() else p * gate  # type: ignore[no-any-return, no-untyped-call]
 
 
 class LGFM(reference.LGFM):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import _native
+from . import _gpu, _native
 
 
 def version() -> str:
@@ -54,25 +54,39 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    state = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch was built without CUDA"
+    kernels = not _gpu.library_error
     return {
-        "kernels": False,
+        "kernels": kernels,
+        "library": str(_gpu.LIBRARY) if _gpu.LIBRARY.is_file() else None,
         "available": torch.cuda.is_available(),
-        "reason": f"this version has no CUDA kernels; on a GPU the ops run their plain torch formulation ({state})",
+        "torch_cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "reason": "loaded" if kernels else _gpu.library_error,
     }
 
 
 def _triton() -> dict[str, Any]:
-    installed = importlib.util.find_spec("triton") is not None
+    error = _gpu.triton_error()
+    version = _gpu.triton_version()
     return {
-        "kernels": False,
-        "installed": installed,
-        "reason": f"this version has no Triton kernels (triton is {'' if installed else 'not '}installed)",
+        "kernels": not error,
+        "installed": version is not None,
+        "version": version,
+        "reason": error or f"the kernels run with triton {version}",
     }
 
 
+def _on_gpu() -> dict[str, Any]:
+    """What runs on CUDA tensors, and why; the backend is None where `LGLD_GPU_BACKEND` asks for what is not there."""
+    try:
+        chosen = _gpu.choice()
+    except RuntimeError as error:
+        return {"backend": None, "reason": str(error)}
+    return {"backend": chosen.backend, "reason": chosen.reason}
+
+
 def build_info() -> dict[str, Any]:
-    """Versions, compiler, variants built, the variant in use and why, CUDA and Triton state; all values are JSON types.
+    """Versions, compiler, variants built, the variant in use and why, what runs on a GPU and why; all values are JSON types.
 
     Raises:
         RuntimeError: `LGLD_CPU_VARIANT` names a variant that this machine can't run.
@@ -86,6 +100,7 @@ def build_info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "built_with": _native.built_with(),
         "cpu": _cpu(),
+        "gpu": _on_gpu(),
         "cuda": _cuda(),
         "triton": _triton(),
         "executable": sys.executable,

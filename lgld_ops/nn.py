@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ._layer import InvolutionBase, Window, check_counts, check_divides
 from ._layer import pair as _pair
 from .ops.involution import IntOrPair
+from .ops.layer import KERNEL_SIZES, involution_layer
 
 
 class _ActivatedPointwise(torch.autograd.Function):
@@ -46,6 +47,33 @@ class _ActivatedPointwise(torch.autograd.Function):
             grad_weight.to(weight.dtype) if need_weight else None,
             grad_bias.to(weight.dtype) if need_bias else None,
         )
+
+
+class _GatedActivation(torch.autograd.Function):
+    """SiLU(h) * gate that keeps h and gate alone. h [B, C, H, W], gate [B, C, 1, 1]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, gate: Tensor) -> Tensor:
+        return F.silu(h).mul_(gate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        h, gate = ctx.saved_tensors
+        need_h, need_gate = ctx.needs_input_grad
+        grad_gate = (grad * F.silu(h)).sum((-2, -1), keepdim=True) if need_gate else None
+        return torch.ops.aten.silu_backward(grad * gate, h) if need_h else None, grad_gate
+
+
+def _recomputes() -> bool:
+    """Whether the functions above are worth it: eager training. Compilers and tracers choose for themselves what is kept."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -83,6 +111,11 @@ class Involution2d(InvolutionBase):
         dilation: pixels between the window's taps, an int or a pair.
         groups: groups of channels that share kernels; divides `channels`.
 
+    Setting the attribute `fused` to True generates and applies the kernels in one op, `torch.ops.lgld_ops.involution_layer`,
+    which on CUDA holds no map of kernels in memory; it is off since no measurement says yet where it wins. It needs a square
+    `kernel_size` of 3, 5 or 7, "same" padding, stride, dilation and groups of 1, and the generator as it was built; else
+    calling the layer is a ValueError.
+
     Calling it with x of other dimensions or channels, or with a given `padding` that makes more or fewer windows than there
     are kernels, is a ValueError.
 
@@ -94,6 +127,7 @@ class Involution2d(InvolutionBase):
     """
 
     _remedy = ", one per block of stride x stride pixels; padding=None makes them equal"
+    fused: bool = False
 
     def __init__(
         self,
@@ -152,14 +186,41 @@ class Involution2d(InvolutionBase):
     def _kernel(self, pooled: Tensor) -> Tensor:
         if not self._generator_is_as_built():
             return self.shared_mlp(self.reduce(pooled))  # type: ignore[no-any-return]
-        squeeze, (mix, activation, span) = self.reduce, cast("tuple[nn.Conv2d, nn.SiLU, nn.Conv2d]", tuple(self.shared_mlp))
-        # Nothing stands between the first two convolutions: W1 (W0 x + b0) + b1 = (W1 W0) x + (W1 b0 + b1).
-        w1 = mix.weight.flatten(1)
-        weight = (w1 @ squeeze.weight.flatten(1))[..., None, None]
-        hidden = F.conv2d(pooled, weight, torch.mv(w1, cast("Tensor", squeeze.bias)) + cast("Tensor", mix.bias))
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not torch.is_grad_enabled():
+        _, activation, span = cast("tuple[nn.Conv2d, nn.SiLU, nn.Conv2d]", tuple(self.shared_mlp))
+        weight, bias = self._hidden()
+        hidden = F.conv2d(pooled, weight[..., None, None], bias)
+        if not _recomputes():
             return F.conv2d(activation(hidden), span.weight, span.bias)
         return _ActivatedPointwise.apply(hidden, span.weight, span.bias)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _hidden(self) -> tuple[Tensor, Tensor]:
+        """Weight [D, C] and bias [D] of the convolution in front of SiLU.
+
+        Nothing stands between the first two convolutions: W1 (W0 x + b0) + b1 = (W1 W0) x + (W1 b0 + b1).
+        """
+        squeeze, mix = self.reduce, cast("nn.Conv2d", self.shared_mlp[0])
+        w1 = mix.weight.flatten(1)
+        return w1 @ squeeze.weight.flatten(1), torch.mv(w1, cast("Tensor", squeeze.bias)) + cast("Tensor", mix.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, ceil(H/stride), ceil(W/stride)], one pixel for each window.
+
+        Raises:
+            ValueError: x has other dimensions or channels, makes more or fewer windows than there are kernels, or `fused` is
+                set where it cannot be.
+        """
+        if not self.fused:
+            return super().forward(x)
+        w, size = self._window, self._window.kernel_size[0]
+        fusable = Window(w.channels, (size, size), (1, 1), (size // 2, size // 2), (1, 1), 1)
+        if w != fusable or size not in KERNEL_SIZES or not self._generator_is_as_built():
+            raise ValueError(
+                "fused must be False where kernel_size is not 3, 5 or 7 and square, padding is not 'same', stride, dilation or "
+                f"groups are not 1, or the generator's modules were changed, but is True for {self}"
+            )
+        self._checked_pool(x)
+        span = cast("nn.Conv2d", self.shared_mlp[2])
+        return involution_layer(x, *self._hidden(), span.weight.flatten(1), cast("Tensor", span.bias), size)
 
     def extra_repr(self) -> str:
         """The constructor's arguments, as nn.Module prints them."""

@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Triton's interpreter is chosen when Triton is imported: tests/test_triton.py runs these in processes of their own.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
+
 # torch keeps compiled graphs between runs under a key that knows nothing of our ops' shape rules: it would test old ones.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 

@@ -155,22 +155,43 @@ print(build_backend.find_torch()[1])
         assert subprocess.check_output(command, env=variables, cwd=folder, text=True).strip() == "2.99.0"
 
 
+def make_nvcc(folder: Path, version: str) -> Path:
+    """A program that calls itself nvcc of that version."""
+    nvcc = folder / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.0'\n")
+    nvcc.chmod(0o755)
+    return nvcc
+
+
 @pytest.mark.parametrize(
-    ("value", "sentence"),
+    ("value", "version", "archs", "sentence"),
     [
-        ("maybe", "it must be auto, on, off or check"),
-        ("on", "has no CUDA kernels yet"),
-        ("check", "has no CUDA kernels yet"),
+        ("maybe", None, "90", "it must be auto, on, off or check"),
+        ("on", None, "90", "there is no nvcc"),
+        ("check", None, "90", "there is no nvcc"),
+        ("on", "12.4", "90", "is version '12.4', and 12.8 or newer is needed"),
+        ("on", "13.0", "90", "torch 2.99 was built without CUDA"),
+        ("on", "13.0", "sm_90", "LGLD_CUDA_ARCHS is 'sm_90'; it must be numbers such as 80,90"),
     ],
 )
-def test_cuda_request_that_cannot_be_met(setup_script: ModuleType, tmp_path: Path, value: str, sentence: str) -> None:
+def test_cuda_request_that_cannot_be_met(
+    setup_script: ModuleType, tmp_path: Path, value: str, version: str | None, archs: str, sentence: str
+) -> None:
     cmake = shutil.which("cmake") or pytest.skip("needs cmake")
+    nvcc = make_nvcc(tmp_path, version) if version else tmp_path / "absent"
+    options = [f"-DLGLD_CUDA={value}", f"-DLGLD_NVCC={nvcc}", f"-DLGLD_CUDA_ARCHS={archs}", "-DLGLD_TORCH_VERSION=2.99"]
     with pytest.raises(SystemExit) as raised:
-        setup_script.configure([cmake, "-S", str(ROOT), "-B", str(tmp_path), f"-DLGLD_CUDA={value}"])
+        setup_script.configure([cmake, "-S", str(ROOT), "-B", str(tmp_path / "build"), *options])
     assert str(raised.value).startswith("lgld_ops: LGLD_CUDA")
     assert sentence in str(raised.value)
     assert "\n" not in str(raised.value)
     assert "Call Stack" not in str(raised.value)
+
+
+def test_cuda_is_left_out_with_a_reason(setup_script: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cmake = shutil.which("cmake") or pytest.skip("needs cmake")
+    setup_script.configure([cmake, "-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DLGLD_NVCC={tmp_path / 'absent'}"])
+    assert "No CUDA kernels: there is no nvcc" in capfd.readouterr().out
 
 
 def test_compiler_that_cannot_compile(setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ IN_SDIST = (
     "cmake/cpu_kernels.cmake",
     "csrc/cpu/involution2d.cpp",
     "kernels/cpu/involution2d/kernels.cpp",
+    "kernels/triton/involution2d.py",
     "lgld_ops/py.typed",
     "tests/conftest.py",
     "tools/build_backend.py",
@@ -77,6 +78,7 @@ def check_wheel(wheel: Path, unpacked: Path) -> list[str]:
     if foreign := sorted({name.split("/")[0] for name in names if not re.match(r"lgld_ops(-[^/]*\.dist-info)?/", name)}):
         wrong.append(f"the wheel installs {foreign} beside lgld_ops")
     modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("lgld_ops/**/*.py")}
+    modules |= {f"lgld_ops/triton/{path.name}" for path in ROOT.glob("kernels/triton/*.py")}
     if missing := sorted({*modules, "lgld_ops/py.typed", "lgld_ops/lib/liblgld_ops_cpu.so"} - set(names)):
         wrong.append(f"the wheel lacks {missing}")
     for library in unpacked.glob("**/*.so"):

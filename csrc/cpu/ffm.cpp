@@ -17,22 +17,13 @@
 #include "csrc/cpu/tensors.h"
 #include "csrc/cpu/variant.h"
 #include "csrc/error.h"
+#include "csrc/ffm_arguments.h"
 
 namespace lgld {
 namespace {
 
 using Doubles = std::vector<double>;
 using Maybe = std::optional<Tensor>;
-
-bool is_floating(const Tensor& t) {
-  const ScalarType d = t.scalar_type();
-  return d == ScalarType::Float || d == ScalarType::Double || d == ScalarType::Half || d == ScalarType::BFloat16;
-}
-
-void check_kind(const char* op, const char* name, const Tensor& t) {
-  LGLD_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU, like the other arguments");
-  LGLD_CHECK(is_floating(t), op, ": ", name, " must be float32, float64, float16 or bfloat16, but is ", dtype_of(t));
-}
 
 // A parameter's elements, in order.
 template <class F>
@@ -96,60 +87,21 @@ struct Arguments {
   FfmParameters parameters;
 };
 
-void check_vector(const char* op, const char* name, const Tensor& t, int64_t size, const char* meaning) {
-  check_kind(op, name, t);
-  LGLD_CHECK(t.dim() == 1 && t.size(0) == size, op, ": ", name, " must have shape [", meaning, "] = [", size, "], but has ",
-             shape_of(t));
-}
+Doubles optional_doubles(const Maybe& t) { return t ? doubles(*t) : Doubles{}; }
 
-Doubles optional_vector(const char* op, const char* name, const Maybe& t, int64_t channels) {
-  if (!t) return {};
-  check_vector(op, name, *t, channels, "C");
-  return doubles(*t);
-}
-
-Arguments gather(const char* op, const Tensor& x, const Tensor& weight, const Maybe& bias, const Tensor& real,
-                 const Tensor& imag, const Maybe& bn_weight, const Maybe& bn_bias, const Maybe& running_mean,
-                 const Maybe& running_var, bool training, double eps, int64_t stride) {
+Arguments gather(const char* op, const FfmTensors& t) {
   Arguments a{};
-  a.op = op, a.training = training;
-  check_kind(op, "x", x);
-  LGLD_CHECK(x.dim() == 4, op, ": x must have 4 dimensions, but has shape ", shape_of(x));
-  FfmShape& s = a.shape;
-  s.batch = x.size(0), s.inputs = x.size(1), s.height = x.size(2), s.width = x.size(3), s.stride = stride;
-  LGLD_CHECK(s.inputs >= 1 && s.height >= 1 && s.width >= 1, op,
-             ": x must have at least one channel, row and column, but its size is ", shape_of(x));
-  LGLD_CHECK(stride >= 1 && stride < (int64_t{1} << 24), op, ": stride must be at least 1 and less than 2^24, but is ", stride);
-  LGLD_CHECK(eps > 0 && std::isfinite(eps), op, ": eps must be positive, but is ", eps);
-  s.out_height = (s.height + stride - 1) / stride, s.out_width = (s.width + stride - 1) / stride;
-  a.wide = x.scalar_type() == ScalarType::Double;
-  check_kind(op, "weight", weight);
-  const int64_t features = s.features();
-  const bool flat = weight.dim() == 2, spatial = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
-  LGLD_CHECK((flat || spatial) && weight.size(1) == features, op, ": weight must have shape [C, ", features, "] or [C, ",
-             features, ", 1, 1] for x with ", s.inputs, " channels and 4 position terms, but has ", shape_of(weight));
-  s.channels = weight.size(0);
-  LGLD_CHECK(s.channels >= 2 && s.channels % 2 == 0, op, ": weight must have an even number of rows, at least 2, but has ",
-             s.channels);
-  a.weight = doubles(weight);
-  a.bias = bias ? optional_vector(op, "bias", bias, s.channels) : Doubles(static_cast<size_t>(s.channels), 0.0);
-  check_vector(op, "fourier_weight_real", real, s.channels / 2, "C / 2");
-  check_vector(op, "fourier_weight_imag", imag, s.channels / 2, "C / 2");
-  a.modulation = doubles(real);
-  const Doubles second = doubles(imag);
+  a.op = op, a.training = t.training, a.shape = ffm_arguments(op, kOnCpu, t);
+  a.wide = t.x.scalar_type() == ScalarType::Double;
+  a.weight = doubles(t.weight);
+  a.bias = t.bias ? doubles(*t.bias) : Doubles(static_cast<size_t>(a.shape.channels), 0.0);
+  a.modulation = doubles(t.real);
+  const Doubles second = doubles(t.imag);
   a.modulation.insert(a.modulation.end(), second.begin(), second.end());
-  a.bn_weight = optional_vector(op, "bn_weight", bn_weight, s.channels);
-  a.bn_bias = optional_vector(op, "bn_bias", bn_bias, s.channels);
-  if (training) {
-    LGLD_CHECK(s.positions() != 1, op, ": training must have more than 1 value per channel, but x of size ", shape_of(x),
-               " and stride ", stride, " make 1");
-  } else {
-    LGLD_CHECK(running_mean && running_var, op, ": running_mean and running_var must be given where training is False");
-    a.running_mean = optional_vector(op, "running_mean", running_mean, s.channels);
-    a.running_var = optional_vector(op, "running_var", running_var, s.channels);
-  }
+  a.bn_weight = optional_doubles(t.bn_weight), a.bn_bias = optional_doubles(t.bn_bias);
+  if (!t.training) a.running_mean = doubles(*t.running_mean), a.running_var = doubles(*t.running_var);
   const auto or_null = [](const Doubles& v) { return v.empty() ? nullptr : v.data(); };
-  a.parameters = {a.weight.data(), a.bias.data(), a.modulation.data(), or_null(a.bn_weight), or_null(a.bn_bias), eps};
+  a.parameters = {a.weight.data(), a.bias.data(), a.modulation.data(), or_null(a.bn_weight), or_null(a.bn_bias), t.eps};
   return a;
 }
 
@@ -222,8 +174,8 @@ std::tuple<Tensor, Tensor, Tensor> fourier_feature_mixer(const Tensor& x, const 
                                                          const Tensor& real, const Tensor& imag, const Maybe& bn_weight,
                                                          const Maybe& bn_bias, const Maybe& running_mean,
                                                          const Maybe& running_var, bool training, double eps, int64_t stride) {
-  const Arguments a = gather("fourier_feature_mixer", x, weight, bias, real, imag, bn_weight, bn_bias, running_mean,
-                             running_var, training, eps, stride);
+  const Arguments a = gather("fourier_feature_mixer", {x, weight, bias, real, imag, bn_weight, bn_bias, running_mean,
+                                                       running_var, training, eps, stride});
   const FfmShape& s = a.shape;
   const Tensor y = map_like(a.op, x, {s.batch, s.channels, s.out_height, s.out_width});
   const FfmPlan plan = plan_ffm(s, a.wide);
@@ -260,15 +212,10 @@ SevenTensors fourier_feature_mixer_backward(const Tensor& grad_y, const Tensor& 
                                             const Tensor& real, const Tensor& imag, const Maybe& bn_weight,
                                             const Maybe& bn_bias, const Maybe& running_mean, const Maybe& running_var,
                                             bool training, double eps, int64_t stride, bool need_x) {
-  const Arguments a = gather("fourier_feature_mixer_backward", x, weight, bias, real, imag, bn_weight, bn_bias, running_mean,
-                             running_var, training, eps, stride);
+  const Arguments a = gather("fourier_feature_mixer_backward", {x, weight, bias, real, imag, bn_weight, bn_bias, running_mean,
+                                                                running_var, training, eps, stride});
   const FfmShape& s = a.shape;
-  check_kind(a.op, "grad_y", grad_y);
-  const Ints size{s.batch, s.channels, s.out_height, s.out_width};
-  LGLD_CHECK(shape_of(grad_y) == shape_text(size), a.op, ": grad_y must have shape [batch, C, Ho, Wo] = ", shape_text(size),
-             ", but has ", shape_of(grad_y));
-  LGLD_CHECK(grad_y.scalar_type() == x.scalar_type(), a.op, ": grad_y must have the dtype of x, ", dtype_of(x), ", but is ",
-             dtype_of(grad_y));
+  ffm_grad_argument(a.op, kOnCpu, grad_y, x, s);
   const auto room = [](int64_t n) { return Doubles(static_cast<size_t>(n), 0.0); };
   Doubles g_weight = room(s.channels * s.features()), g_bias = room(s.channels), g_modulation = room(s.channels),
           g_bn_weight = room(s.channels), g_bn_bias = room(s.channels), slope = room(s.inputs * s.features()),

@@ -16,82 +16,10 @@
 #include "csrc/cpu/tensors.h"
 #include "csrc/cpu/variant.h"
 #include "csrc/error.h"
+#include "csrc/involution2d_arguments.h"
 
 namespace lgld {
 namespace {
-
-std::optional<Dtype> kernel_dtype(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::Half: return Dtype::kFloat16;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    default: return std::nullopt;
-  }
-}
-
-void check_map(const char* op, const char* name, const Tensor& t) {
-  LGLD_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU, like the other argument");
-  LGLD_CHECK(t.dim() == 4, op, ": ", name, " must have 4 dimensions, but has shape ", shape_of(t));
-  LGLD_CHECK(kernel_dtype(t.scalar_type()), op, ": ", name, " must be float32, float64, float16 or bfloat16, but is ",
-             dtype_of(t));
-}
-
-constexpr int64_t kLargest = int64_t{1} << 24;
-
-void check_pair(const char* op, const char* name, const Ints& value, int64_t least) {
-  LGLD_CHECK(value.size() == 2, op, ": ", name, " must be two integers, but has ", value.size());
-  LGLD_CHECK(value[0] >= least && value[1] >= least, op, ": ", name, " must be at least ", least, " each, but is (", value[0],
-             ", ", value[1], ")");
-  // With the span of the window limited alike, a plane of a plan's strips has less than 2^60 elements; what it
-  // multiplies that with, it bounds itself.
-  LGLD_CHECK(value[0] < kLargest && value[1] < kLargest, op, ": ", name, " must be less than 2^24 each, but is (", value[0],
-             ", ", value[1], ")");
-}
-
-Involution2dShape make_shape(const char* op, const char* sized_by, int64_t batch, int64_t channels, int64_t height,
-                             int64_t width, const Ints& kernel, const Ints& stride, const Ints& padding, const Ints& dilation,
-                             int64_t groups) {
-  check_pair(op, "kernel_size", kernel, 1);
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
-  check_pair(op, "dilation", dilation, 1);
-  LGLD_CHECK(groups >= 1, op, ": groups must be at least 1, but is ", groups);
-  LGLD_CHECK(channels >= 1 && height >= 1 && width >= 1, op, ": ", sized_by,
-             " must have at least one channel, row and column, but its size is [", batch, ", ", channels, ", ", height, ", ",
-             width, "]");
-  LGLD_CHECK(channels % groups == 0, op, ": groups must divide the number of channels, but groups is ", groups, " and ",
-             sized_by, " has ", channels, " channels");
-  for (size_t axis = 0; axis < 2; ++axis)
-    LGLD_CHECK((kernel[axis] - 1) * dilation[axis] < kLargest, op, ": kernel_size (", kernel[0], ", ", kernel[1],
-               ") with dilation (", dilation[0], ", ", dilation[1], ") must span less than 2^24 pixels each way");
-  Involution2dShape s{};
-  s.batch = batch, s.channels = channels, s.groups = groups, s.height = height, s.width = width;
-  s.kernel_h = kernel[0], s.kernel_w = kernel[1], s.stride_h = stride[0], s.stride_w = stride[1];
-  s.pad_h = padding[0], s.pad_w = padding[1], s.dilation_h = dilation[0], s.dilation_w = dilation[1];
-  s.out_height = floor_div(height + 2 * s.pad_h - (s.kernel_h - 1) * s.dilation_h - 1, s.stride_h) + 1;
-  s.out_width = floor_div(width + 2 * s.pad_w - (s.kernel_w - 1) * s.dilation_w - 1, s.stride_w) + 1;
-  LGLD_CHECK(s.out_height >= 1 && s.out_width >= 1, op, ": kernel_size (", s.kernel_h, ", ", s.kernel_w, ") with dilation (",
-             s.dilation_h, ", ", s.dilation_w, ") is larger than the padded ", sized_by, ", (", height + 2 * s.pad_h, ", ",
-             width + 2 * s.pad_w, ")");
-  return s;
-}
-
-void check_size(const char* op, const char* name, const Tensor& t, const Ints& size, const char* meaning) {
-  bool equal = true;
-  for (int64_t d = 0; d < 4; ++d) equal = equal && t.size(d) == size[static_cast<size_t>(d)];
-  LGLD_CHECK(equal, op, ": ", name, " must have shape ", meaning, " = [", size[0], ", ", size[1], ", ", size[2], ", ", size[3],
-             "], but has ", shape_of(t));
-}
-
-Ints weight_size(const Involution2dShape& s) { return {s.batch, s.groups * s.taps(), s.out_height, s.out_width}; }
-Ints output_size(const Involution2dShape& s) { return {s.batch, s.channels, s.out_height, s.out_width}; }
-constexpr const char* kWeightMeaning = "[batch, groups * Kh * Kw, Ho, Wo]";
-
-void check_same_dtype(const char* op, const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
-  LGLD_CHECK(a.scalar_type() == b.scalar_type(), op, ": ", b_name, " must have the dtype of ", a_name, ", ", dtype_of(a),
-             ", but is ", dtype_of(b));
-}
 
 Tensor allocate(const char* op, const Tensor& like, const Ints& size) {
   return allocate_map(op, like, size, "it follows from the sizes of the arguments, kernel_size, stride, padding and dilation");
@@ -144,13 +72,8 @@ void run(const char* op, const Involution2dShape& s, Involution2dPass pass, cons
 Tensor involution2d(const Tensor& x, const Tensor& weight, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
                     int64_t groups) {
   constexpr const char* op = "involution2d";
-  check_map(op, "x", x);
-  check_map(op, "weight", weight);
-  check_same_dtype(op, "x", x, "weight", weight);
-  const Involution2dShape s =
-      make_shape(op, "x", x.size(0), x.size(1), x.size(2), x.size(3), kernel_size, stride, padding, dilation, groups);
-  check_size(op, "weight", weight, weight_size(s), kWeightMeaning);
-  const Tensor y = allocate(op, x, output_size(s));
+  const Involution2dShape s = involution2d_arguments(op, kOnCpu, x, weight, {kernel_size, stride, padding, dilation, groups});
+  const Tensor y = allocate(op, x, involution2d_y_size(s));
   run(op, s, Involution2dPass::kForward, x, weight, y);
   return y;
 }
@@ -158,14 +81,9 @@ Tensor involution2d(const Tensor& x, const Tensor& weight, Ints kernel_size, Int
 Tensor involution2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t height, int64_t width, Ints kernel_size,
                            Ints stride, Ints padding, Ints dilation, int64_t groups) {
   constexpr const char* op = "involution2d_grad_x";
-  check_map(op, "grad_y", grad_y);
-  check_map(op, "weight", weight);
-  check_same_dtype(op, "grad_y", grad_y, "weight", weight);
-  const Involution2dShape s =
-      make_shape(op, "x", grad_y.size(0), grad_y.size(1), height, width, kernel_size, stride, padding, dilation, groups);
-  check_size(op, "grad_y", grad_y, output_size(s), "[batch, channels, Ho, Wo]");
-  check_size(op, "weight", weight, weight_size(s), kWeightMeaning);
-  const Tensor grad_x = allocate(op, grad_y, {s.batch, s.channels, s.height, s.width});
+  const Involution2dShape s = involution2d_grad_x_arguments(op, kOnCpu, grad_y, weight, height, width,
+                                                            {kernel_size, stride, padding, dilation, groups});
+  const Tensor grad_x = allocate(op, grad_y, involution2d_x_size(s));
   run(op, s, Involution2dPass::kGradX, grad_y, weight, grad_x);
   return grad_x;
 }
@@ -173,13 +91,9 @@ Tensor involution2d_grad_x(const Tensor& grad_y, const Tensor& weight, int64_t h
 Tensor involution2d_grad_weight(const Tensor& grad_y, const Tensor& x, Ints kernel_size, Ints stride, Ints padding,
                                 Ints dilation, int64_t groups) {
   constexpr const char* op = "involution2d_grad_weight";
-  check_map(op, "grad_y", grad_y);
-  check_map(op, "x", x);
-  check_same_dtype(op, "grad_y", grad_y, "x", x);
   const Involution2dShape s =
-      make_shape(op, "x", x.size(0), x.size(1), x.size(2), x.size(3), kernel_size, stride, padding, dilation, groups);
-  check_size(op, "grad_y", grad_y, output_size(s), "[batch, channels, Ho, Wo]");
-  const Tensor grad_weight = allocate(op, x, weight_size(s));
+      involution2d_grad_weight_arguments(op, kOnCpu, grad_y, x, {kernel_size, stride, padding, dilation, groups});
+  const Tensor grad_weight = allocate(op, x, involution2d_weight_size(s));
   run(op, s, Involution2dPass::kGradWeight, grad_y, x, grad_weight);
   return grad_weight;
 }

@@ -18,36 +18,10 @@ void advise_huge_pages(const Tensor& t, int64_t bytes) {
 
 }  // namespace
 
-std::string shape_text(const Ints& size) {
-  std::string text = "[";
-  for (size_t d = 0; d < size.size(); ++d) text += (d ? ", " : "") + std::to_string(size[d]);
-  return text + "]";
-}
-
-std::string shape_of(const Tensor& t) {
-  Ints size;
-  for (int64_t d = 0; d < t.dim(); ++d) size.push_back(t.size(d));
-  return shape_text(size);
-}
-
-const char* dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    default: return "an integer, boolean, complex or other dtype";
-  }
-}
-
 Tensor allocate(const char* op, const Ints& size, const Ints& stride, ScalarType dtype, const char* consequence) {
-  const int32_t code = dtype == ScalarType::Double     ? aoti_torch_dtype_float64()
-                       : dtype == ScalarType::Half     ? aoti_torch_dtype_float16()
-                       : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
-                                                       : aoti_torch_dtype_float32();
   AtenTensorHandle handle = nullptr;
-  const AOTITorchError status = aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(), code,
-                                                         aoti_torch_device_type_cpu(), 0, &handle);
+  const AOTITorchError status = aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                                                         aoti_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle);
   LGLD_CHECK(status == AOTI_TORCH_SUCCESS, op, ": a result of shape ", shape_text(size), " could not be allocated; ",
              consequence);
   const Tensor t(handle);
@@ -58,13 +32,8 @@ Tensor allocate(const char* op, const Ints& size, const Ints& stride, ScalarType
   return t;
 }
 
-bool is_channels_last(const Tensor& t) { return t.size(1) > 1 && t.stride(1) == 1 && t.stride(3) != 1; }
-
 Tensor allocate_map(const char* op, const Tensor& like, const Ints& size, const char* consequence) {
-  const int64_t channels = size[1], height = size[2], width = size[3];
-  const Ints stride = is_channels_last(like) ? Ints{channels * height * width, 1, channels * width, channels}
-                                             : Ints{channels * height * width, height * width, width, 1};
-  return allocate(op, size, stride, like.scalar_type(), consequence);
+  return allocate(op, size, map_strides(like, size), like.scalar_type(), consequence);
 }
 
 }  // namespace lgld

@@ -1,32 +1,20 @@
-// What the ops' glue shares: naming a tensor in a message, allocating a result, seeing a tensor as kernels do.
+// What the CPU ops' glue shares: allocating a result, seeing a tensor as kernels do.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 #include <cstdlib>
-#include <string>
-#include <vector>
 
-#include "csrc/error.h"
+#include "csrc/tensors.h"
 #include "kernels/cpu/strided.h"
 
 namespace lgld {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-
-std::string shape_text(const Ints& size);
-std::string shape_of(const Tensor& t);
-const char* dtype_of(const Tensor& t);
+constexpr Place kOnCpu{false, 0};
 
 // An uninitialised tensor of one of the four floating dtypes; `consequence` says in the message which arguments its size
 // follows from.
 Tensor allocate(const char* op, const Ints& size, const Ints& stride, ScalarType dtype, const char* consequence);
-
-// Whether a map's channels are neighbours and its columns are not: results then have the memory format torch.channels_last,
-// like those of torch's own operators. lgld_ops/ops/involution.py has the same rule for fake tensors.
-bool is_channels_last(const Tensor& t);
 
 // A map [B, C, H, W] in dtype and memory format of `like`.
 Tensor allocate_map(const char* op, const Tensor& like, const Ints& size, const char* consequence);

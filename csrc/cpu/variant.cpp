@@ -109,4 +109,7 @@ __attribute__((visibility("default"))) double lgld_peak_silus(const char* name, 
 __attribute__((visibility("default"))) const char* lgld_compiler() { return LGLD_COMPILER; }
 __attribute__((visibility("default"))) const char* lgld_built_with_torch() { return LGLD_BUILD_TORCH; }
 
+// Why liblgld_ops_cuda.so was not built beside this library, as a sentence's end; empty where it was.
+__attribute__((visibility("default"))) const char* lgld_cuda_state() { return LGLD_CUDA_STATE; }
+
 }  // extern "C"

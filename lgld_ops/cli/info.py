@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(as_json: bool) -> None:
-    """Show versions, the compiled CPU variants, the one in use, and the state of CUDA and Triton."""
+    """Show versions, the compiled CPU variants, the one in use, and what runs on a GPU."""
     import lgld_ops
 
     facts = lgld_ops.build_info()
@@ -32,6 +32,10 @@ def info(as_json: bool) -> None:
     table.add_row("CPU variant", f"{cpu['variant'] or 'none: plain torch'} ({cpu['reason']})")
     for name, state in cpu["variants"].items():
         table.add_row("", f"{name}: {state}")
+    gpu = facts["gpu"]
+    devices = ", ".join(facts["cuda"]["devices"]) or "none here"
+    table.add_row("GPU", devices)
+    table.add_row("GPU kernels", f"{gpu['backend'] or 'an error'} ({gpu['reason']})")
     for name in ("cuda", "triton"):
-        table.add_row(name.upper() if name == "cuda" else "Triton", facts[name]["reason"])
+        table.add_row("", f"{name}: {facts[name]['reason']}")
     Console().print(table)

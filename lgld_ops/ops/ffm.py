@@ -181,8 +181,12 @@ def _plain_backward(grad_y: Tensor, x: Tensor, *arguments: Any, **named: Any) ->
     return grads[0].contiguous(memory_format=_memory_format(x)) if need_x else grads[0], *grads[1:]
 
 
-LIBRARY.impl("fourier_feature_mixer", _plain_forward, "CompositeExplicitAutograd")
-LIBRARY.impl("fourier_feature_mixer_backward", _plain_backward, "CompositeExplicitAutograd")
+PLAIN: dict[str, Callable[..., Any]] = {
+    "fourier_feature_mixer": _plain_forward,
+    "fourier_feature_mixer_backward": _plain_backward,
+}
+for _op, _function in PLAIN.items():
+    LIBRARY.impl(_op, _function, "CompositeExplicitAutograd")
 
 
 # --- autograd ---------------------------------------------------------------------------------------------------------

@@ -201,8 +201,9 @@ def _plain(name: str) -> Callable[..., Tensor]:
     return run
 
 
-for _name in ("involution2d", "involution2d_grad_x", "involution2d_grad_weight"):
-    LIBRARY.impl(_name, _plain(_name), "CompositeExplicitAutograd")
+PLAIN = {_name: _plain(_name) for _name in ("involution2d", "involution2d_grad_x", "involution2d_grad_weight")}
+for _name, _function in PLAIN.items():
+    LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
 
 
 # --- autograd. The op is trilinear in (x, weight, grad_y), so the three ops are each other's derivatives ---------------

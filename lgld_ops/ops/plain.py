@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _native
+from .. import _gpu, _native
 
 Pair = list[int]
 
@@ -23,7 +23,12 @@ def warn_once(device_type: str) -> None:
     """Say once per device type that the plain formulation runs there, and why."""
     if device_type not in _warned:
         _warned.add(device_type)
-        reason = _native.load_error if device_type == "cpu" else f"this version has no kernels for '{device_type}'"
+        if device_type == "cpu":
+            reason = _native.load_error
+        elif device_type == "cuda":
+            reason = _gpu.choice().reason
+        else:
+            reason = f"this version has no kernels for '{device_type}'"
         message = f"lgld_ops runs its plain torch formulation on '{device_type}', which is slower: {reason}"
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 

@@ -10,20 +10,11 @@
 #pragma once
 #include <cstdint>
 
+#include "../../ffm_shape.h"
 #include "../simd/half.h"
 #include "../strided.h"
 
 namespace lgld {
-
-struct FfmShape {
-  int64_t batch, inputs, channels;
-  int64_t height, width, stride;  // of the image; of the grid of pixels that are read
-  int64_t out_height, out_width;  // ceil(height / stride), ceil(width / stride)
-
-  int64_t features() const { return inputs + 4; }
-  int64_t pairs() const { return inputs * (inputs + 1) / 2; }
-  int64_t positions() const { return batch * out_height * out_width; }
-};
 
 // Work is shared out in strips of rows of one image; a task is a run of strips, and there are at most kMostTasks of them, so
 // that the sums that tasks leave stay small. A function of the shape alone.

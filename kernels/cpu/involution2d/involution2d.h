@@ -12,26 +12,16 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../../dtype.h"
+#include "../../involution2d_shape.h"
 #include "../simd/half.h"
 #include "../strided.h"
 
 namespace lgld {
 
-enum class Dtype { kFloat32, kFloat64, kFloat16, kBFloat16 };
-
 // What a stored type is computed in.
 template <class S>
 using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-struct Involution2dShape {
-  int64_t batch, channels, groups;
-  int64_t height, width;          // of x and grad_x
-  int64_t out_height, out_width;  // of y, weight and their gradients
-  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-
-  __attribute__((always_inline)) int64_t group_channels() const { return channels / groups; }
-  __attribute__((always_inline)) int64_t taps() const { return kernel_h * kernel_w; }
-};
 
 enum class Involution2dPass { kForward, kGradX, kGradWeight };
 

@@ -1,0 +1,7 @@
+#include "apply.cuh"
+
+namespace lgld::cuda {
+
+template cudaError_t launch_apply<__nv_bfloat16>(int kernel, bool mirrored, const TileArguments& a, cudaStream_t stream);
+
+}  // namespace lgld::cuda

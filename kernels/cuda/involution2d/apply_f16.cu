@@ -1,0 +1,7 @@
+#include "apply.cuh"
+
+namespace lgld::cuda {
+
+template cudaError_t launch_apply<__half>(int kernel, bool mirrored, const TileArguments& a, cudaStream_t stream);
+
+}  // namespace lgld::cuda

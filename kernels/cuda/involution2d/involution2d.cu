@@ -1,0 +1,177 @@
+// Which kernel runs: K x K windows on dense maps have theirs, everything else the general one.
+#include "../common/dtype.cuh"
+#include "general.cuh"
+#include "involution2d.h"
+#include "launchers.h"
+
+namespace lgld::cuda {
+
+namespace {
+
+// Below so many blocks, channels are split: some for each of the multiprocessors that large GPUs have (132 to 148), so that the
+// last ones to end are a small part. Shapes, strides and alignment decide, never the GPU, so that results don't
+// depend on it.
+constexpr int64_t kEnoughBlocks = 768, kEnoughReduceBlocks = 256;
+constexpr int64_t kLeastSliceChannels = 8;
+
+constexpr int element_bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
+
+// Whether `m` is [batch, channels, height, width] without gaps, in that order; strides of dimensions of size 1 mean nothing.
+template <class M>
+bool is_dense(const M& m, int64_t batch, int64_t channels, int64_t height, int64_t width) {
+  return (width == 1 || m.column == 1) && (height == 1 || m.row == width) && (channels == 1 || m.channel == height * width) &&
+         (batch == 1 || m.batch == channels * height * width);
+}
+
+// Whether a pixel's channels are neighbours, and whole vectors of them are aligned wherever they start.
+template <class M>
+bool has_vectors(const M& m, int bytes) {
+  const auto whole = [bytes](int64_t stride) { return stride * bytes % 16 == 0; };
+  return m.channel == 1 && whole(m.batch) && whole(m.row) && whole(m.column) && reinterpret_cast<uint64_t>(m.data) % 16 == 0;
+}
+
+template <class M>
+int32_t copy_of(const M& m, int64_t width, int bytes) {
+  return copy_bytes(reinterpret_cast<uint64_t>(m.data), width, bytes);
+}
+
+enum class Way { kTiles, kPixels, kGeneral };
+
+struct Choice {
+  Way way;
+  TileArguments tiles;    // kTiles
+  PixelArguments pixels;  // kPixels
+  int64_t slices;         // kGeneral, grad_weight
+};
+
+Choice choose_apply(const Involution2dParams& p, bool mirrored) {
+  const Involution2dShape& s = p.shape;
+  Choice choice{Way::kGeneral, {}, {}, 1};
+  if (!has_tile_kernel(s)) return choice;
+  const int bytes = element_bytes(p.dtype);
+  const int64_t height = mirrored ? s.out_height : s.height, width = mirrored ? s.out_width : s.width;
+  const int64_t out_height = mirrored ? s.height : s.out_height, out_width = mirrored ? s.width : s.out_width;
+  const int64_t origin_h = mirrored ? s.kernel_h - 1 - s.pad_h : s.pad_h;
+  const int64_t origin_w = mirrored ? s.kernel_w - 1 - s.pad_w : s.pad_w;
+  if (is_dense(p.a, s.batch, s.channels, height, width) &&
+      is_dense(p.b, s.batch, s.groups * s.taps(), s.out_height, s.out_width) &&
+      is_dense(p.out, s.batch, s.channels, out_height, out_width)) {
+    const TilingRequest request{s.batch,
+                                s.groups,
+                                s.group_channels(),
+                                height,
+                                width,
+                                origin_h,
+                                origin_w,
+                                out_height,
+                                out_width,
+                                copy_of(p.a, width, bytes),
+                                0,
+                                ceil_div(s.group_channels(), kLeastSliceChannels),
+                                kEnoughBlocks};
+    if (!fits(request)) return choice;
+    choice.way = Way::kTiles;
+    choice.tiles = {plan_tiles(request, tile_kernel(static_cast<int>(s.kernel_h), bytes, false)),
+                    p.a.data,
+                    p.b.data,
+                    p.out.data,
+                    nullptr,
+                    copy_of(p.out, out_width, bytes) >= 2 * bytes};
+  } else if (has_vectors(p.a, bytes) && has_vectors(p.out, bytes) && s.group_channels() * bytes % 16 == 0) {
+    choice.way = Way::kPixels;
+    choice.pixels = {plan_pixels(s.batch, s.channels, out_height, out_width, static_cast<int>(s.kernel_h), bytes),
+                     p.a,
+                     p.b,
+                     p.out,
+                     height,
+                     width,
+                     origin_h,
+                     origin_w,
+                     out_height,
+                     out_width,
+                     s.group_channels()};
+  }
+  return choice;
+}
+
+cudaError_t apply(const Involution2dParams& p, bool mirrored, cudaStream_t stream) {
+  const Choice choice = choose_apply(p, mirrored);
+  const int kernel = static_cast<int>(p.shape.kernel_h);
+  switch (choice.way) {
+    case Way::kTiles:
+      return with_dtype(p.dtype, [&](auto e) { return launch_apply<decltype(e)>(kernel, mirrored, choice.tiles, stream); });
+    case Way::kPixels:
+      return with_dtype(p.dtype,
+                        [&](auto e) { return launch_pixels_apply<decltype(e)>(kernel, mirrored, choice.pixels, stream); });
+    default: return mirrored ? general_grad_x(p, stream) : general_forward(p, stream);
+  }
+}
+
+Choice choose_reduce(const Involution2dParams& p) {
+  const Involution2dShape& s = p.shape;
+  Choice choice{Way::kGeneral, {}, {}, 1};
+  const int bytes = element_bytes(p.dtype);
+  const int64_t sums = s.batch * s.groups * s.taps() * s.out_height * s.out_width;
+  // A warp of sums for every warp that large GPUs hold, or 32 channels for each sum, whichever comes first.
+  constexpr int64_t kEnoughSums = int64_t{1} << 18;
+  if (sums > 0) choice.slices = max64(1, min64(ceil_div(kEnoughSums, sums), s.group_channels() / 32));
+  if (!has_tile_kernel(s)) return choice;
+  if (is_dense(p.b, s.batch, s.channels, s.height, s.width) && is_dense(p.a, s.batch, s.channels, s.out_height, s.out_width) &&
+      is_dense(p.out, s.batch, s.groups * s.taps(), s.out_height, s.out_width)) {
+    const TilingRequest request{s.batch,
+                                s.groups,
+                                s.group_channels(),
+                                s.height,
+                                s.width,
+                                s.pad_h,
+                                s.pad_w,
+                                s.out_height,
+                                s.out_width,
+                                copy_of(p.b, s.width, bytes),
+                                copy_of(p.a, s.out_width, bytes),
+                                ceil_div(s.group_channels(), 2 * kLeastSliceChannels),
+                                kEnoughReduceBlocks};
+    if (!fits(request)) return choice;
+    choice.way = Way::kTiles;
+    choice.tiles = {plan_tiles(request, tile_kernel(static_cast<int>(s.kernel_h), bytes, true)),
+                    p.b.data,
+                    p.a.data,
+                    p.out.data,
+                    p.scratch,
+                    copy_of(p.out, s.out_width, bytes) >= 2 * bytes};
+    choice.slices = choice.tiles.tiling.slices;
+  } else if (choice.slices == 1 && has_vectors(p.a, bytes) && has_vectors(p.b, bytes) && s.group_channels() * bytes % 16 == 0) {
+    choice.way = Way::kPixels;
+  }
+  return choice;
+}
+
+}  // namespace
+
+cudaError_t involution2d(const Involution2dParams& p, cudaStream_t stream) { return apply(p, false, stream); }
+
+cudaError_t involution2d_grad_x(const Involution2dParams& p, cudaStream_t stream) { return apply(p, true, stream); }
+
+cudaError_t involution2d_grad_weight(const Involution2dParams& p, cudaStream_t stream) {
+  const Involution2dShape& s = p.shape;
+  const Choice choice = choose_reduce(p);
+  const int kernel = static_cast<int>(s.kernel_h);
+  if (choice.way == Way::kGeneral) return general_grad_weight(p, choice.slices, stream);
+  if (choice.way == Way::kPixels) {
+    const PixelReduceArguments a{p.b,          p.a,         p.out,    s.height,           s.width, s.pad_h, s.pad_w,
+                                 s.out_height, s.out_width, s.groups, s.group_channels(), 0,       0};
+    return with_dtype(p.dtype, [&](auto e) { return launch_pixels_reduce<decltype(e)>(kernel, a, s.batch, stream); });
+  }
+  const cudaError_t error =
+      with_dtype(p.dtype, [&](auto e) { return launch_reduce<decltype(e)>(kernel, choice.tiles, stream); });
+  return error != cudaSuccess || choice.slices == 1 ? error : sum_slices(p, choice.slices, stream);
+}
+
+int64_t involution2d_scratch_bytes(const Involution2dParams& p) {
+  const Involution2dShape& s = p.shape;
+  const int64_t slices = choose_reduce(p).slices;
+  const int64_t sums = s.batch * s.groups * s.taps() * s.out_height * s.out_width;
+  return slices == 1 ? 0 : slices * sums * (p.dtype == Dtype::kFloat64 ? 8 : 4);
+}
+
+}  // namespace lgld::cuda

@@ -1,0 +1,9 @@
+#include "pixels.cuh"
+
+namespace lgld::cuda {
+
+template cudaError_t launch_pixels_apply<__half>(int kernel, bool mirrored, const PixelArguments& a, cudaStream_t stream);
+template cudaError_t launch_pixels_reduce<__half>(int kernel, const PixelReduceArguments& a, int64_t batch,
+                                                  cudaStream_t stream);
+
+}  // namespace lgld::cuda

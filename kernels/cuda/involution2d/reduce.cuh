@@ -1,0 +1,138 @@
+// grad_weight of K x K windows on NCHW maps; index.h says how.
+//
+// The sums over channels stay in registers, added in the channels' order. Where that leaves too few blocks, each slice of the
+// channels has sums of its own in device memory, and sum_slices adds those in the slices' order.
+#pragma once
+#include "tiles.cuh"
+
+namespace lgld::cuda {
+
+template <class E, int kKernel, int kRows, int kPixels, bool kOdd, int kMostThreads, int kStages>
+__global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
+    reduce_kernel(const __grid_constant__ TileArguments a, int64_t first) {
+  constexpr int kTaps = kKernel * kKernel;
+  unsigned char* const shared = shared_memory<unsigned char>();
+  const Tiling& t = a.tiling;
+  const int tile_threads = t.lanes * t.thread_rows, thread = static_cast<int>(threadIdx.x);
+  Spot spot = find_spot(t, block_number(first), thread);
+  const int plane = thread / tile_threads;
+  const Copier<E> copier(t.map, spot, thread - plane * tile_threads, tile_threads);
+  const Copier<E> other_copier(t.other, spot, thread - plane * tile_threads, tile_threads);
+
+  constexpr int kSize = sizeof(E);
+  const int64_t map_plane = elements(t.map.height, t.map.width), out_plane = elements(t.out_height, t.out_width);
+  const int64_t channel = spot.map * t.group_channels + int64_t{spot.slice} * t.slice_channels;
+  const E* from = static_cast<const E*>(a.map) + channel * map_plane;
+  const E* other_from = static_cast<const E*>(a.other) + channel * out_plane;
+  const int stage_elements = t.stage_bytes / kSize;
+  E* const staged = reinterpret_cast<E*>(shared) + plane * (t.map.bytes / kSize);
+  E* const other_staged = reinterpret_cast<E*>(shared) + (t.planes * t.map.bytes + plane * t.other.bytes) / kSize;
+  const int at = staged_at(t.map, spot.tile_row, spot.tile_column, spot.row, spot.column);
+  const int other_at = staged_at(t.other, spot.tile_row, spot.tile_column, spot.row, spot.column);
+
+#pragma unroll
+  for (int n = 0; n < kStages - 1; ++n) {
+    if (n < spot.channels) {
+      copier.run(t.map, staged + n * stage_elements, from + n * map_plane);
+      other_copier.run(t.other, other_staged + n * stage_elements, other_from + n * out_plane);
+    }
+    close_group();
+  }
+
+  Compute<E> sum[kRows][kPixels][kTaps] = {};
+  from += (kStages - 1) * map_plane, other_from += (kStages - 1) * out_plane;
+  int current = 0;
+#pragma unroll 1
+  for (int n = 0; n < t.slice_channels; ++n) {
+    wait_groups<kStages - 2>();
+    // Behind it step n is there for all threads, and all have done with step n - 1, whose place the copies now take.
+    __syncthreads();
+    const int ahead = current > 0 ? current - 1 : kStages - 1;  // (current + kStages - 1) modulo kStages
+    if (n + kStages - 1 < spot.channels) {
+      copier.run(t.map, staged + ahead * stage_elements, from);
+      other_copier.run(t.other, other_staged + ahead * stage_elements, other_from);
+    }
+    close_group();
+    from += map_plane, other_from += out_plane;
+    if (n < spot.channels) {
+      Compute<E> gradient[kRows][kPixels];
+      const E* p = other_staged + current * stage_elements + other_at;
+#pragma unroll
+      for (int o = 0; o < kRows; ++o) read_staged<kPixels == 2, false>(p + o * t.other.pitch, gradient[o]);
+      p = staged + current * stage_elements + at;
+#pragma unroll
+      for (int r = 0; r < kRows + kKernel - 1; ++r) {
+        Compute<E> window[kPixels + kKernel - 1];
+        read_staged<kPixels == 2, kOdd>(p, window);
+        p += t.map.pitch;
+#pragma unroll
+        for (int u = 0; u < kKernel; ++u) {
+          const int o = r - u;
+          if (o < 0 || o >= kRows) continue;
+#pragma unroll
+          for (int v = 0; v < kKernel; ++v)
+#pragma unroll
+            for (int x = 0; x < kPixels; ++x) sum[o][x][u * kKernel + v] += gradient[o][x] * window[x + v];
+        }
+      }
+    }
+    current = current + 1 < kStages ? current + 1 : 0;
+  }
+
+  spot = find_spot(t, block_number(first), hidden_thread());  // found again: the loop has no registers to keep it in
+  if (!spot.real) return;
+  const auto write = [&](auto* out) {
+    using Out = std::remove_reference_t<decltype(*out)>;
+    out += spot.map * kTaps * out_plane + elements(spot.row, t.out_width) + spot.column;
+#pragma unroll
+    for (int o = 0; o < kRows; ++o) {
+      if (spot.row + o >= t.out_height) continue;
+#pragma unroll
+      for (int k = 0; k < kTaps; ++k) {
+        Out* to = out + k * out_plane + elements(o, t.out_width);
+        if constexpr (kPixels == 2 && std::is_same_v<Out, E>) {
+          if (a.out_pairs && spot.column < t.out_width) {
+            const Compute<E> pair[2] = {sum[o][0][k], sum[o][1][k]};
+            store(to, pair);
+            continue;
+          }
+        }
+#pragma unroll
+        for (int x = 0; x < kPixels; ++x)
+          if (spot.column + x < t.out_width) to[x] = narrow<Out>(sum[o][x][k]);
+      }
+    }
+  };
+  if (t.slices == 1)
+    write(static_cast<E*>(a.out));
+  else
+    write(static_cast<Compute<E>*>(a.partial) + spot.slice * (t.units / t.slices) * kTaps * out_plane);
+}
+
+template <class E, int kKernel, bool kOdd>
+cudaError_t launch_reduce(const TileArguments& a, cudaStream_t stream) {
+  constexpr TileKernel k = tile_kernel(kKernel, sizeof(E), true);
+  const Tiling& t = a.tiling;
+  const int threads = t.lanes * t.thread_rows * t.planes;
+  return launch_in_pieces(t.blocks, [&](int64_t first, unsigned blocks) {
+    return launch(reduce_kernel<E, kKernel, k.rows, k.pixels, kOdd, k.most_threads, k.stages>, blocks, threads,
+                  t.stage_bytes * k.stages, stream, a, first);
+  });
+}
+
+template <class E>
+cudaError_t launch_reduce(int kernel, const TileArguments& a, cudaStream_t stream) {
+  const auto with_kernel = [&](auto odd) {
+    constexpr bool kOdd = decltype(odd)::value;
+    switch (kernel) {
+      case 3: return launch_reduce<E, 3, kOdd>(a, stream);
+      case 5: return launch_reduce<E, 5, kOdd>(a, stream);
+      default: return launch_reduce<E, 7, kOdd>(a, stream);
+    }
+  };
+  if constexpr (sizeof(E) == 2)
+    if (a.tiling.map.origin_w % 2 != 0) return with_kernel(std::true_type{});
+  return with_kernel(std::false_type{});
+}
+
+}  // namespace lgld::cuda

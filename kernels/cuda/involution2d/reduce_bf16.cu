@@ -1,0 +1,7 @@
+#include "reduce.cuh"
+
+namespace lgld::cuda {
+
+template cudaError_t launch_reduce<__nv_bfloat16>(int kernel, const TileArguments& a, cudaStream_t stream);
+
+}  // namespace lgld::cuda

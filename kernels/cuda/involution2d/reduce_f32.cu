@@ -1,0 +1,7 @@
+#include "reduce.cuh"
+
+namespace lgld::cuda {
+
+template cudaError_t launch_reduce<float>(int kernel, const TileArguments& a, cudaStream_t stream);
+
+}  // namespace lgld::cuda

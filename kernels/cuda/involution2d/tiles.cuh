@@ -1,0 +1,105 @@
+// What the K x K kernels on NCHW maps share: copying planes to shared memory, reading them, and how both are arranged in a
+// launch.
+#pragma once
+#include "../common/copy.cuh"
+#include "../common/dtype.cuh"
+#include "../common/launch.cuh"
+#include "launchers.h"
+
+namespace lgld::cuda {
+
+// A thread's share of the copies of a staged plane. The first few are found once, the plane's rest (narrow maps, whose rows
+// allow short copies alone) on each step.
+template <class E>
+class Copier {
+  static constexpr int kOwn = 3;
+
+ public:
+  __device__ __forceinline__ Copier(const Staged& s, const Spot& spot, int thread, int threads)
+      : tile_row_(spot.tile_row), tile_column_(spot.tile_column), thread_(thread), threads_(threads) {
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) {
+      const int copy = thread + k * threads;
+      own_[k] = find_copy(s, spot.tile_row, spot.tile_column, copy);
+      if (copy >= s.rows * s.vectors) own_[k].shared = -1;
+    }
+  }
+
+  // Copies the plane that starts at `plane`; `s` is the one from above.
+  __device__ __forceinline__ void run(const Staged& s, E* to, const E* plane) const {
+    switch (s.vector * static_cast<int>(sizeof(E))) {
+      case 16: return run_in<16>(s, to, plane);
+      case 8: return run_in<8>(s, to, plane);
+      case 4: return run_in<4>(s, to, plane);
+      default: return run_in<2>(s, to, plane);
+    }
+  }
+
+ private:
+  template <int kBytes>
+  __device__ __forceinline__ void run_in(const Staged& s, E* to, const E* plane) const {
+    if constexpr (kBytes >= sizeof(E)) {
+#pragma unroll
+      for (int k = 0; k < kOwn; ++k)
+        if (own_[k].shared >= 0) copy<kBytes>(to, plane, own_[k]);
+      for (int n = thread_ + kOwn * threads_; n < s.rows * s.vectors; n += threads_)
+        copy<kBytes>(to, plane, find_copy(s, tile_row_, tile_column_, n));
+    }
+  }
+
+  template <int kBytes>
+  __device__ __forceinline__ void copy(E* to, const E* plane, const Copy& c) const {
+    const bool real = c.global >= 0;
+    const E* from = plane + (real ? c.global : 0);  // an address of the map in any case
+    if constexpr (kBytes == 2)
+      to[c.shared] = real ? *from : E(0.0f);
+    else
+      copy_async<kBytes>(to + c.shared, from, real);
+  }
+
+  Copy own_[kOwn];
+  int tile_row_, tile_column_, thread_, threads_;
+};
+
+// to[k] = p[k] for kCount neighbours in shared memory. Pairs of 16-bit elements move as words; where kOdd, p is the second of
+// one.
+template <bool kPairs, bool kOdd, int kCount, class E>
+__device__ __forceinline__ void read_staged(const E* p, Compute<E> (&to)[kCount]) {
+  if constexpr (kPairs) {
+    constexpr int kFirst = kOdd ? 1 : 0;
+#pragma unroll
+    for (int w = 0; w < (kCount + kFirst + 1) / 2; ++w) {
+      const auto pair = *reinterpret_cast<const Pack<E, 2>*>(p - kFirst + 2 * w);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int k = 2 * w + e - kFirst;
+        if (k >= 0 && k < kCount) to[k] = widen(pair.element[e]);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) to[k] = widen(p[k]);
+  }
+}
+
+__host__ __device__ constexpr int64_t elements(int64_t height, int64_t width) { return height * width; }
+
+// Where a thread works and what it copies.
+template <class E>
+struct Place {
+  Spot spot;
+  int plane;        // of the block's
+  int64_t channel;  // image * channels + the slice's first
+  const E* map;     // that channel's plane
+  Copier<E> copier;
+
+  __device__ __forceinline__ Place(const TileArguments& a, int64_t block, int thread)
+      : spot(find_spot(a.tiling, block, thread)),
+        plane(thread / (a.tiling.lanes * a.tiling.thread_rows)),
+        channel(spot.map * a.tiling.group_channels + int64_t{spot.slice} * a.tiling.slice_channels),
+        map(static_cast<const E*>(a.map) + channel * elements(a.tiling.map.height, a.tiling.map.width)),
+        copier(a.tiling.map, spot, thread - plane * a.tiling.lanes * a.tiling.thread_rows,
+               a.tiling.lanes * a.tiling.thread_rows) {}
+};
+
+}  // namespace lgld::cuda
