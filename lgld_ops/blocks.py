@@ -24,7 +24,7 @@ def _are_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
 
 def _pointwise_of(branch: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """conv1x1(branch(x)); in training a branch that ends in SiLU is kept as the map in front of it alone."""
-    if _recomputes() and isinstance(branch, nn.Sequential) and _is_plain(branch, nn.Sequential):
+    if _recomputes() and isinstance(branch, nn.Sequential) and _is_plain(branch, nn.Sequential) and len(branch) > 0:
         *front, last = branch
         if _is_plain(last, nn.SiLU):
             for module in front:
