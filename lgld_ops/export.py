@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops import plain_ffm
+from .ops import layer, plain_ffm
 
 __all__ = ["decompositions", "export_onnx"]
 
@@ -60,6 +60,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     ops = torch.ops.lgld_ops
     return {
         ops.involution2d.default: _involution2d,
+        ops.involution_layer.default: layer._plain,
         ops.fourier_feature_mixer.default: plain_ffm.fourier_feature_mixer,
     }
 

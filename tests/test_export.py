@@ -73,6 +73,29 @@ def test_decomposed_programs_have_none_of_our_ops(problem: Problem) -> None:
     torch.testing.assert_close(plain.module()(x, weight), lgld_ops.involution2d(x, weight, *problem.arguments))
 
 
+class FusedLayer(nn.Module):
+    """The involution layer as one op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = lgld_ops.Involution2d(8, kernel_size=5, reduction=2)
+        self.layer.fused = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y
+
+
+def test_the_fused_layer_decomposes() -> None:
+    model, x = FusedLayer().eval(), torch.randn(2, 8, 7, 6)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+        assert "involution_layer" in str(program.graph)
+        plain = program.run_decompositions(decompositions())
+        assert "lgld_ops" not in str(plain.graph)
+        torch.testing.assert_close(plain.module()(x), model(x))
+
+
 def test_every_forward_op_has_a_decomposition() -> None:
     names = {schema.partition("(")[0] for schema in SCHEMAS if schema.startswith(("involution", "fourier"))}
     forward = {name for name in names if "grad" not in name and "backward" not in name}

@@ -32,7 +32,8 @@ def test_in_the_interpreter(name: str) -> None:
 def test_kernels_compile() -> None:
     """For an H200, in float32. The full list is `tools/compile_triton.py`."""
     words = [sys.executable, str(TESTS.parent / "tools" / "compile_triton.py"), "--quick", "--arch", "90"]
-    words += ["--most-spilled", "0"]
+    # An array that falls out of the registers takes hundreds of bytes; a value or two depends on the assembler's release.
+    words += ["--most-spilled", "16"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     for kernel in ("_weighted_sum", "_channel_sum", "_forward", "_backward", "_grad_x"):

@@ -102,10 +102,9 @@ def cases(dtypes: list[torch.dtype], quick: bool) -> list[tuple[str, Any]]:
 
 def resources(ptx: str, capability: int) -> tuple[int, int]:
     """Registers and spilled bytes a thread, by ptxas."""
-    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    tools = triton.knobs.nvidia
-    program = tools.ptxas_blackwell.path if capability >= 100 else tools.ptxas.path
+    program = get_ptxas(capability).path  # of the two that Triton brings, the one it wrote the PTX for
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
