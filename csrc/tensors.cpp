@@ -61,6 +61,19 @@ Ints map_strides(const Tensor& like, const Ints& size) {
                                 : Ints{channels * height * width, height * width, width, 1};
 }
 
+Geometry contiguous_like(const std::optional<Tensor>& t) {
+  if (!t) return {{0}, {1}};
+  const size_t dims = static_cast<size_t>(t->dim());
+  Geometry g{Ints(dims), Ints(dims)};
+  int64_t step = 1;
+  for (size_t d = dims; d-- > 0;) {
+    g.size[d] = t->size(static_cast<int64_t>(d));
+    g.stride[d] = step;
+    step *= g.size[d];
+  }
+  return g;
+}
+
 int32_t aoti_dtype(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Double: return aoti_torch_dtype_float64();

@@ -42,6 +42,12 @@ bool is_channels_last(const Tensor& t);
 // Strides of a new map [B, C, H, W] in the memory format of `like`.
 Ints map_strides(const Tensor& like, const Ints& size);
 
+// Size and strides of a new contiguous tensor like `t`; those of an empty one where there is none.
+struct Geometry {
+  Ints size, stride;
+};
+Geometry contiguous_like(const std::optional<Tensor>& t);
+
 // What aoti_torch_empty_strided calls a dtype.
 int32_t aoti_dtype(ScalarType dtype);
 

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from oracle import LAYOUTS, laid_out
+from oracle import DTYPES, LAYOUTS, laid_out
 from torch import Tensor
 
 from lgld_ops.ops import plain_ffm
 
 NAMES = ("y", "x", "weight", "bias", "fourier_weight_real", "fourier_weight_imag", "bn_weight", "bn_bias")
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,17 @@ class Mixing:
         running = [normal(c).to(wide), (normal(c).square() + 0.3).to(wide)]
         grad = laid_out(normal(*self.out_shape).to(self.dtype), self.layouts[1])
         return x, parameters, running, grad
+
+
+# What every backend is tried with, beside shapes of its own.
+SHAPES = {
+    "odd": Mixing(2, 3, 6, 17, 35),
+    "grey": Mixing(3, 1, 4, 20, 21),
+    "stride_3": Mixing(2, 4, 2, 10, 40, stride=3),
+    "one_row": Mixing(2, 3, 4, 1, 50),
+    "one_column": Mixing(2, 3, 4, 50, 1),
+    "two_pixels": Mixing(2, 3, 4, 1, 2, stride=1),
+}
 
 
 @st.composite

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -166,3 +167,15 @@ def assert_like_reference(
         if problem.dtype != torch.float64:
             allowed = 4 * (eager[i].double() - exact[i]).abs().max() + 2 * finfo.eps * magnitude[i].max()
             assert error.max() <= allowed, f"{name}: error {error.max():.2e}, allowed {allowed:.2e}"
+
+
+def far_apart(t: Tensor, axis: int) -> Tensor:
+    """A view of t's values that spans more than 2^31 elements along `axis`, in memory that is reserved and barely touched."""
+    strides = list(t.stride())
+    strides[axis] = 2**31 // (t.shape[axis] - 1) + 64
+    size = 1 + sum((n - 1) * s for n, s in zip(t.shape, strides, strict=True))
+    assert size > 2**31
+    try:
+        return torch.empty(size, dtype=t.dtype).as_strided(t.shape, strides).copy_(t)
+    except RuntimeError as error:
+        pytest.skip(f"no room: {error}")

@@ -61,16 +61,7 @@ Doubles doubles(const Tensor& t) {
 
 // A new contiguous tensor of the sizes and dtype of `like`; empty where there is none.
 Tensor from_doubles(const char* op, const Maybe& like, ScalarType otherwise, const double* values) {
-  Ints size{0}, stride{1};
-  if (like) {
-    size.resize(static_cast<size_t>(like->dim())), stride.resize(size.size());
-    int64_t step = 1;
-    for (size_t d = size.size(); d-- > 0;) {
-      size[d] = like->size(static_cast<int64_t>(d));
-      stride[d] = step;
-      step *= size[d];
-    }
-  }
+  const auto [size, stride] = contiguous_like(like);
   const Tensor t = allocate(op, size, stride, like ? like->scalar_type() : otherwise, "it has the size of a parameter");
   typed(t, t.mutable_data_ptr(), [&](auto* p, auto to) {
     for (int64_t k = 0; k < t.numel(); ++k) p[k] = to(values[k]);

@@ -67,16 +67,7 @@ using SevenTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, 
 
 // A new contiguous tensor of the sizes and dtype of `like`; empty where there is none.
 Tensor gradient_of(const char* op, Place place, const Maybe& like, ScalarType otherwise) {
-  Ints size{0}, stride{1};
-  if (like) {
-    size.resize(static_cast<size_t>(like->dim())), stride.resize(size.size());
-    int64_t step = 1;
-    for (size_t d = size.size(); d-- > 0;) {
-      size[d] = like->size(static_cast<int64_t>(d));
-      stride[d] = step;
-      step *= size[d];
-    }
-  }
+  const auto [size, stride] = contiguous_like(like);
   return allocate(op, place, size, stride, like ? like->scalar_type() : otherwise, "it has the size of a parameter");
 }
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DTYPES, LAYOUTS, Problem, assert_like_reference, with_gradients
+from oracle import DTYPES, LAYOUTS, Problem, assert_like_reference, far_apart, with_gradients
 
 import lgld_ops
 from lgld_ops.reference import involution2d_unfold
@@ -118,19 +118,9 @@ def test_offsets_beyond_2_31(axis: int, layout: str) -> None:
     """Views that span more than 2^31 elements, in memory that is reserved and barely touched: equal bits."""
     problem = Problem(3, 3, 3, 3, (3, 3), dtype=torch.float16, layouts=(layout,) * 3)
     near = problem.operands()
-    far = []
-    for t in near:
-        strides = list(t.stride())
-        strides[axis] = 2**31 // (t.shape[axis] - 1) + 64
-        size = 1 + sum((n - 1) * s for n, s in zip(t.shape, strides, strict=True))
-        assert size > 2**31
-        try:
-            far.append(torch.empty(size, dtype=t.dtype).as_strided(t.shape, strides).copy_(t))
-        except RuntimeError as error:
-            pytest.skip(f"no room: {error}")
     arguments = problem.arguments
     x, weight, grad = near
-    u, v, h = far
+    u, v, h = (far_apart(t, axis) for t in near)
     assert torch.equal(ops.involution2d(u, v, *arguments), ops.involution2d(x, weight, *arguments))
     assert torch.equal(ops.involution2d_grad_x(h, v, 3, 3, *arguments), ops.involution2d_grad_x(grad, weight, 3, 3, *arguments))
     assert torch.equal(ops.involution2d_grad_weight(h, u, *arguments), ops.involution2d_grad_weight(grad, x, *arguments))

@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import interpreter
+import mixer_oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from mixer_oracle import DTYPES, Mixing, assert_exact_enough, mixings, with_gradients
-from oracle import LAYOUTS
+from oracle import LAYOUTS, far_apart
 
 import lgld_ops
 from lgld_ops.ops import plain_ffm
@@ -18,15 +19,9 @@ from lgld_ops.ops import plain_ffm
 mixer = lgld_ops.fourier_feature_mixer
 ops = torch.ops.lgld_ops
 
-SHAPES = {
-    "odd": Mixing(2, 3, 6, 17, 35),
-    "grey": Mixing(3, 1, 4, 20, 21),
+SHAPES = mixer_oracle.SHAPES | {
     "ten_channels": Mixing(1, 10, 2, 5, 6),
     "stride_1": Mixing(2, 3, 4, 12, 33, stride=1),
-    "stride_3": Mixing(2, 4, 2, 10, 40, stride=3),
-    "one_row": Mixing(2, 3, 4, 1, 50),
-    "one_column": Mixing(2, 3, 4, 50, 1),
-    "two_pixels": Mixing(2, 3, 4, 1, 2, stride=1),
     "several_tiles": Mixing(2, 3, 2, 6, 1100),
     "several_blocks": Mixing(1, 3, 70, 5, 6),
     "bright": Mixing(2, 3, 8, 40, 42, offset=0.85, spread=0.02),
@@ -139,16 +134,7 @@ def test_more_programs_than_a_launch_has_along_one_axis(monkeypatch: pytest.Monk
 def test_offsets_beyond_2_31(axis: int, layout: str) -> None:
     """Views that span more than 2^31 elements, in memory that is reserved and barely touched."""
     x, parameters, running, g = Mixing(3, 3, 4, 5, 4, dtype=torch.float16, layouts=(layout, layout)).operands()
-    far = []
-    for t in (x, g):
-        strides = list(t.stride())
-        strides[axis] = 2**31 // (t.shape[axis] - 1) + 64
-        size = 1 + sum((n - 1) * s for n, s in zip(t.shape, strides, strict=True))
-        assert size > 2**31
-        try:
-            far.append(torch.empty(size, dtype=t.dtype).as_strided(t.shape, strides).copy_(t))
-        except RuntimeError as error:
-            pytest.skip(f"no room: {error}")
+    far = [far_apart(t, axis) for t in (x, g)]
     arguments = (*parameters, *running, True)
     for a, b in zip(mixer(x, *arguments), mixer(far[0], *arguments), strict=True):
         assert torch.equal(a, b)

@@ -13,6 +13,7 @@
 #include "../../kernels/cuda/involution2d/index.h"
 #include "../../kernels/cuda/involution2d/pixels.h"
 #include "../../kernels/cuda/involution2d/window.h"
+#include "checks.h"
 #include "variants.h"
 
 namespace lgld::test {
@@ -20,19 +21,6 @@ namespace {
 
 using cuda::Spot, cuda::Staged, cuda::TileKernel, cuda::Tiling, cuda::TilingRequest;
 using Values = std::vector<double>;
-
-int passed = 0, failed = 0;
-
-void check(bool condition, const std::string& what) {
-  (condition ? passed : failed) += 1;
-  if (!condition && failed <= 20) std::printf("FAILED: %s\n", what.c_str());
-}
-
-using Random = std::mt19937_64;
-
-int64_t pick(Random& random, int64_t least, int64_t most) {
-  return std::uniform_int_distribution<int64_t>(least, most)(random);
-}
 
 std::string describe(const Involution2dShape& s) {
   const auto n = [](int64_t v) { return std::to_string(v); };
@@ -384,8 +372,8 @@ int run(uint64_t seed, int shapes) {
       test_tiles(square(1, 4, 2, side, side, kernel, kernel / 2, kernel / 2), random);
   for (int n = 0; n < shapes; ++n) test_pixels(random), test_windows(random), test_pieces(random);
   test_large();
-  std::printf("%d passed, %d failed, seed %llu\n", passed, failed, static_cast<unsigned long long>(seed));
-  return failed == 0 ? 0 : 1;
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  return verdict();
 }
 
 }  // namespace

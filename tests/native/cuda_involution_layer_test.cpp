@@ -126,8 +126,7 @@ int run(uint64_t seed) {
       test_layer<BFloat16>(s, layout, Dtype::kBFloat16, 4e-6 + 0x1p-8, name + " bfloat16", random);
     }
   }
-  std::printf("%lld passed, %lld failed\n", static_cast<long long>(passed), static_cast<long long>(failed));
-  return failed == 0 ? 0 : 1;
+  return verdict();
 }
 
 }  // namespace

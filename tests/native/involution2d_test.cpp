@@ -14,24 +14,12 @@
 #include <type_traits>
 #include <vector>
 
+#include "checks.h"
 #include "guarded.h"
 #include "variants.h"
 
 namespace lgld::test {
 namespace {
-
-int passed = 0, failed = 0;
-
-void check(bool condition, const std::string& what) {
-  (condition ? passed : failed) += 1;
-  if (!condition && failed <= 20) std::printf("FAILED: %s\n", what.c_str());
-}
-
-using Random = std::mt19937_64;
-
-int64_t pick(Random& random, int64_t least, int64_t most) {
-  return std::uniform_int_distribution<int64_t>(least, most)(random);
-}
 
 // --- shapes -----------------------------------------------------------------------------------------------------------
 
@@ -450,8 +438,7 @@ int run(uint64_t seed, int random_shapes) {
     test_shape<BFloat16>(s, random);
   }
   std::printf("%zu shapes, %d variants, seed %llu\n", shapes.size(), variants, static_cast<unsigned long long>(seed));
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed == 0 && variants > 0 ? 0 : 1;
+  return verdict(variants > 0);
 }
 
 }  // namespace

@@ -10,25 +10,14 @@
 #include <string>
 #include <vector>
 
+#include "checks.h"
 #include "guarded.h"
 #include "variants.h"
 
 namespace lgld::test {
 namespace {
 
-int passed = 0, failed = 0;
-
-void check(bool condition, const std::string& what) {
-  (condition ? passed : failed) += 1;
-  if (!condition && failed <= 20) std::printf("FAILED: %s\n", what.c_str());
-}
-
-using Random = std::mt19937_64;
 using Values = std::vector<float>;
-
-int64_t pick(Random& random, int64_t least, int64_t most) {
-  return std::uniform_int_distribution<int64_t>(least, most)(random);
-}
 
 std::string describe(const LgldnetGeometry& g) {
   return "image [" + std::to_string(g.in_channels) + "," + std::to_string(g.height) + "," + std::to_string(g.width) +
@@ -173,8 +162,7 @@ int run(uint64_t seed, int random_networks) {
         {pick(random, 1, 4), 4 * pick(random, 1, 18), pick(random, 1, 6), pick(random, 1, 40), pick(random, 1, 40)});
   for (const LgldnetGeometry& g : geometries) test_geometry(g, random);
   std::printf("%zu networks, seed %llu\n", geometries.size(), static_cast<unsigned long long>(seed));
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed == 0 && passed > 0 ? 0 : 1;
+  return verdict();
 }
 
 }  // namespace

@@ -1,29 +1,20 @@
-// What tests of map kernels share: counting checks, tensors of any element type against forbidden pages, comparison.
+// What tests of map kernels share: tensors of any element type against forbidden pages, comparison.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
+#include "checks.h"
 #include "guarded.h"
 #include "simd/half.h"
 #include "strided.h"
 
 namespace lgld::test {
 
-inline int64_t passed = 0, failed = 0;
-
-inline void check(bool condition, const std::string& what) {
-  (condition ? passed : failed) += 1;
-  if (!condition && failed <= 20) std::printf("FAILED: %s\n", what.c_str());
-}
-
-using Random = std::mt19937_64;
 using Doubles = std::vector<double>;
 
 inline double value_of(double v) { return v; }
