@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import reference
-from .nn import _ActivatedPointwise, _GatedActivation, _is_plain, _recomputes
+from .nn import _ActivatedPointwise, _GatedActivation, _is_plain, _normalized_activation, _recomputes
 
 
 def _are_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
@@ -31,6 +31,16 @@ def _pointwise_of(branch: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
                 x = module(x)
             return _ActivatedPointwise.apply(x, weight, None)  # type: ignore[no-any-return, no-untyped-call]
     return F.conv2d(branch(x), weight)
+
+
+class IPS(reference.IPS):
+    """`lgld_ops.reference.IPS`, in training without the map between BatchNorm and SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, C, ceil(H/2), ceil(W/2)]."""
+        if _has_any_global_hook():
+            return super().forward(x)
+        return _normalized_activation(self.bn, self.act, self.invo(self.conv(x)))
 
 
 class LFA(reference.LFA):
@@ -88,3 +98,17 @@ class LGFM(reference.LGFM):
             return super().forward(local_map, global_map)
         w: Tensor = softmax(linear(torch.cat([local_map.mean((2, 3)), global_map.mean((2, 3))], dim=1)))
         return torch.addcmul(w[:, 0, None, None, None] * local_map, w[:, 1, None, None, None], global_map)
+
+
+class Head(nn.Sequential):
+    """The classifier behind LGFM, in training without the map between BatchNorm and SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> logits [B, num_classes]."""
+        if _has_any_global_hook() or len(self) < 3:
+            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        conv, norm, activation, *rest = self
+        x = _normalized_activation(norm, activation, conv(x))
+        for module in rest:
+            x = module(x)
+        return x

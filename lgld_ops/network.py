@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .blocks import GCE, LFA, LGFM
+from .blocks import GCE, IPS, LFA, LGFM, Head
 from .mixer import FourierFeatureMixer
 from .nn import Involution2d
 
@@ -31,10 +31,12 @@ class LGLDNet(reference.LGLDNet):
     """
 
     involution_type = Involution2d
+    ips_type = IPS
     mixer_type = FourierFeatureMixer
     lfa_type = LFA
     gce_type = GCE
     lgfm_type = LGFM
+    head_type = Head
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> logits [B, num_classes]."""

@@ -11,8 +11,16 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ._layer import InvolutionBase, Window, check_counts, check_divides
 from ._layer import pair as _pair
-from .ops.involution import IntOrPair
+from .ops.involution import IntOrPair, _transforming
 from .ops.layer import KERNEL_SIZES, involution_layer
+
+
+def _silu_backward(grad: Tensor, h: Tensor) -> Tensor:
+    """grad times the derivative of SiLU at h, s + h s (1 - s) with s = sigmoid(h); torch's own has no derivative."""
+    if not torch.is_grad_enabled():
+        return torch.ops.aten.silu_backward(grad, h)  # type: ignore[no-any-return]
+    sigmoid = torch.sigmoid(h)
+    return grad * (sigmoid * (1 + h * (1 - sigmoid)))
 
 
 class _ActivatedPointwise(torch.autograd.Function):
@@ -68,7 +76,38 @@ class _GatedActivation(torch.autograd.Function):
         h, gate = ctx.saved_tensors
         need_h, need_gate = ctx.needs_input_grad
         grad_gate = (grad * F.silu(h)).sum((-2, -1), keepdim=True) if need_gate else None
-        return torch.ops.aten.silu_backward(grad * gate, h) if need_h else None, grad_gate
+        return _silu_backward(grad * gate, h) if need_h else None, grad_gate
+
+
+class _NormalizedActivation(torch.autograd.Function):
+    """SiLU(h) of h = BatchNorm(x) in training that keeps x, as BatchNorm does too, in place of h; h becomes SiLU(h).
+
+    Backward normalizes x again, which needs no running statistics.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.eps = eps
+        ctx.mark_dirty(h)
+        return F.silu(h, inplace=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, weight, bias = ctx.saved_tensors
+        h = F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
+        return _silu_backward(grad, h), None, None, None, None
+
+
+def _normalized_activation(norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:
+    """``activation(norm(x))``, without the map between them where it is SiLU of BatchNorm in eager training."""
+    h: Tensor = norm(x)
+    fits = _is_plain(norm, nn.BatchNorm2d) and _is_plain(activation, nn.SiLU) and norm.training and h.dtype == x.dtype
+    if not (fits and h.requires_grad and _recomputes()) or _transforming():
+        return activation(h)  # type: ignore[no-any-return]
+    norm = cast("nn.BatchNorm2d", norm)
+    return _NormalizedActivation.apply(h, x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _recomputes() -> bool:

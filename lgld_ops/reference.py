@@ -312,15 +312,17 @@ class LGLDNet(nn.Module):
         num_classes: at least 1.
 
     A subclass that sets ``involution_type`` to another layer with the state-dict keys of ``InvolutionLayer``
-    is the same network with that layer in the local stem; likewise `mixer_type`, `lfa_type`, `gce_type` and
-    `lgfm_type` for the blocks that they are here.
+    is the same network with that layer in the local stem; likewise `ips_type`, `mixer_type`, `lfa_type`, `gce_type`,
+    `lgfm_type` and `head_type` for the blocks that they are here.
     """
 
     involution_type: ClassVar[type[nn.Module]] = InvolutionLayer
+    ips_type: ClassVar[type[nn.Module]] = IPS
     mixer_type: ClassVar[type[nn.Module]] = FourierFeatureMixer
     lfa_type: ClassVar[type[nn.Module]] = LFA
     gce_type: ClassVar[type[nn.Module]] = GCE
     lgfm_type: ClassVar[type[nn.Module]] = LGFM
+    head_type: ClassVar[type[nn.Sequential]] = nn.Sequential
 
     def __init__(self, in_channels: int = 3, base_channels: int = 64, num_classes: int = 4) -> None:
         super().__init__()
@@ -328,12 +330,12 @@ class LGLDNet(nn.Module):
         _count("num_classes", num_classes)
         if _count("base_channels", base_channels, minimum=4) % 2:
             raise ValueError(f"base_channels must be even, got {base_channels}")
-        self.local_stem = IPS(in_channels, base_channels, involution_type=self.involution_type)
+        self.local_stem = self.ips_type(in_channels, base_channels, involution_type=self.involution_type)
         self.global_stem = self.mixer_type(in_channels, base_channels)
         self.lfa = self.lfa_type(base_channels)
         self.gce = self.gce_type(base_channels)
         self.lgfm = self.lgfm_type(base_channels)
-        self.head = nn.Sequential(
+        self.head = self.head_type(
             nn.Conv2d(base_channels, base_channels, 1),
             nn.BatchNorm2d(base_channels),
             nn.SiLU(),
