@@ -61,13 +61,13 @@ LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t pla
                                int64_t tap_stride, int lanes, Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   using V = Vec<T>;
   constexpr bool kEdge = kColumns == Columns::kEdge;
-  std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>, Window<T>> x[kChannelBlock];
+  std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>, Window<T, M>> x[kChannelBlock];
   unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
     const M* p = row + c * plane_pitch;
     if constexpr (kColumns == Columns::kAligned) {
       x[c] = AlignedWindow<T, K>::load(p, map);
     } else {
-      x[c] = kEdge ? Window<T>::load_within(p, map.first_column, map.last_column) : Window<T>::load(p);
+      x[c] = kEdge ? Window<T, M>::load_within(p, map.first_column, map.last_column) : Window<T, M>::load(p);
     }
   });
   unroll<K>([&](auto v) LGLD_INLINE_LAMBDA {
@@ -136,8 +136,8 @@ LGLD_INLINE int64_t append_tap(TapRun* runs, int64_t count, int64_t map, int64_t
   return count + 1;
 }
 
-template <class T, int kTaps, bool kPartial>
-LGLD_INLINE void sparse_run(const T* map, int64_t plane_pitch, const T* weight, int64_t weight_step, int lanes,
+template <class T, int kTaps, bool kPartial, class W>
+LGLD_INLINE void sparse_run(const T* map, int64_t plane_pitch, const W* weight, int64_t weight_step, int lanes,
                             Vec<T> (&acc)[kSparseChannelBlock]) {
   using V = Vec<T>;
   V w[kTaps];
@@ -156,11 +156,12 @@ LGLD_INLINE void sparse_run(const T* map, int64_t plane_pitch, const T* weight, 
 }
 
 // acc[c] = sum over any list of taps.
-template <class T, bool kPartial>
-LGLD_INLINE void sparse_tile(const T* map, int64_t plane_pitch, const T* weight, const TapRun* runs, int64_t count, int lanes,
+template <class T, bool kPartial, class W>
+LGLD_INLINE void sparse_tile(const T* map, int64_t plane_pitch, const W* weight, const TapRun* runs, int64_t count, int lanes,
                              Vec<T> (&acc)[kSparseChannelBlock]) {
   for (const TapRun* run = runs; run < runs + count; ++run) {
-    const T *x = map + run->map, *w = weight + run->weight;
+    const T* x = map + run->map;
+    const W* w = weight + run->weight;
     switch (run->count) {
       case 4: sparse_run<T, 4, kPartial>(x, plane_pitch, w, run->weight_step, lanes, acc); break;
       case 3: sparse_run<T, 3, kPartial>(x, plane_pitch, w, run->weight_step, lanes, acc); break;
@@ -180,9 +181,9 @@ LGLD_INLINE void store_lanes(Vec<T> value, S* p, int lanes) {
 }
 
 // One vector of outputs of `channels` <= kSparseChannelBlock planes to out + c * out_plane + k * out_step, k in [0, lanes).
-template <class T, bool kPartial>
-__attribute__((noinline)) void sparse_vector(const T* map, int64_t plane_pitch, const T* weight, const TapRun* runs,
-                                             int64_t count, T* out, int64_t out_plane, int64_t out_step, int64_t channels,
+template <class T, bool kPartial, class W, class S>
+__attribute__((noinline)) void sparse_vector(const T* map, int64_t plane_pitch, const W* weight, const TapRun* runs,
+                                             int64_t count, S* out, int64_t out_plane, int64_t out_step, int64_t channels,
                                              int lanes) {
   using V = Vec<T>;
   V acc[kSparseChannelBlock];
@@ -199,7 +200,7 @@ __attribute__((noinline)) void sparse_vector(const T* map, int64_t plane_pitch, 
     if (out_step == 1) {
       store_lanes(V::load(tile[c]), out, lanes);
     } else {
-      for (int k = 0; k < lanes; ++k) out[k * out_step] = tile[c][k];
+      for (int k = 0; k < lanes; ++k) out[k * out_step] = narrowed<S>(tile[c][k]);
     }
   }
 }

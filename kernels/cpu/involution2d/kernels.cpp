@@ -106,11 +106,24 @@ WeightMaps<Compute<S>> forward_weights(const Involution2dPlan& p, const Strided<
   return packed_weights(p, weight, t, memory);
 }
 
+// A block of channels of a forward tile where the window is not dense. `map`: their strips.
+template <class T, class W, class S>
+void sparse_rows(const Involution2dPlan& p, const T* map, const WeightMaps<W>& weight, const TapRun* runs, int64_t count,
+                 S* out, int64_t out_row, int64_t out_plane, int64_t channels, const Task& t) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for (int64_t i = 0; i < t.rows; ++i)
+    for (int64_t j = 0; j < t.cols; j += kLanes) {
+      const int lanes = lanes_left<T>(t.cols - j);
+      const auto run = lanes < kLanes && !weight.slack ? sparse_vector<T, true, W, S> : sparse_vector<T, false, W, S>;
+      run(map + i * p.shape.stride_h * p.map.row_pitch + j, p.map.plane_pitch, weight.data + i * weight.row + j, runs, count,
+          out + i * out_row + j, out_plane, 1, channels, lanes);
+    }
+}
+
 template <class S>
 void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> weight, Strided<S> y, int64_t begin, int64_t end,
              void* memory) {
   using T = Compute<S>;
-  using V = Vec<T>;
   const Involution2dShape& s = p.shape;
   if (p.channels_last) {
     forward_pixels(p, x, weight, y, begin, end, memory);
@@ -130,32 +143,46 @@ void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> wei
         const int64_t most = kMergedBytes / (s.taps() * t.cols * static_cast<int64_t>(sizeof(S)));
         if (!p.packs_other && !p.stages_result) index = merge_below(p, index, end, s.out_height, most, t);
         const int64_t row = t.row - s.pad_h, col = t.col - s.pad_w;
-        if (p.packs_other)
-          dense_direct(p, x, row, col, s.height, s.width, packed_weights(p, weight, t, memory), y, t, memory);
-        else
+        if (!p.packs_other) {
           dense_direct(p, x, row, col, s.height, s.width, weights_in_place(p, weight, t), y, t, memory);
+          continue;
+        }
+        // A block of rows at a time, whose packed weights stay in the first two caches.
+        for (int64_t i = 0; i < t.rows; i += kRowBlock) {
+          Task part = t;
+          part.row += i, part.rows = t.rows - i < kRowBlock ? t.rows - i : kRowBlock;
+          dense_direct(p, x, row + i, col, s.height, s.width, packed_weights(p, weight, part, memory), y, part, memory);
+        }
+        continue;
+      }
+    }
+    const auto each_block = [&](const auto& run) {
+      for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
+        const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
+        const int64_t channel = t.group * group_channels + c0;
+        pack_x(p, x, t, channel, channels, strips);
+        run(channel, channels);
+      }
+    };
+    if constexpr (!std::is_same_v<S, T>) {
+      if (!p.packs_other) {
+        const WeightMaps<S> w = weights_in_place(p, weight, t);
+        each_block([&](int64_t channel, int64_t channels) {
+          sparse_rows(p, strips, w, list, runs, corner_of(y, t, channel), y.row, y.channel, channels, t);
+        });
         continue;
       }
     }
     const WeightMaps<T> w = forward_weights(p, weight, t, memory);
-    for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
-      const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
-      const int64_t channel = t.group * group_channels + c0;
+    each_block([&](int64_t channel, int64_t channels) {
       const Target<S> out(p, y, t, channel, memory);
-      pack_x(p, x, t, channel, channels, strips);
       if (p.dense) {
         dense_dispatch(p, packed_view(p.map, strips), w, out.data, out.row, out.plane, channels, t);
       } else {
-        for (int64_t i = 0; i < t.rows; ++i)
-          for (int64_t j = 0; j < t.cols; j += V::kLanes) {
-            const int lanes = lanes_left<T>(t.cols - j);
-            const auto run = lanes < V::kLanes && !w.slack ? sparse_vector<T, true> : sparse_vector<T, false>;
-            run(strips + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, w.data + i * w.row + j, list, runs,
-                out.data + i * out.row + j, out.plane, 1, channels, lanes);
-          }
+        sparse_rows(p, strips, w, list, runs, out.data, out.row, out.plane, channels, t);
       }
       out.finish(p, y, t, channel, channels);
-    }
+    });
   }
 }
 
@@ -221,8 +248,9 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
           const int64_t outputs = ceil_div(t.cols - phase, s.stride_w);
           for (int64_t j = 0; j < outputs; j += V::kLanes) {
             const int lanes = lanes_left<T>(outputs - j);
-            sparse_vector<T, false>(strips + j, p.map.plane_pitch, weights + j, list, count,
-                                    out.data + i * out.row + phase + j * s.stride_w, out.plane, s.stride_w, channels, lanes);
+            sparse_vector<T, false, T, T>(strips + j, p.map.plane_pitch, weights + j, list, count,
+                                          out.data + i * out.row + phase + j * s.stride_w, out.plane, s.stride_w, channels,
+                                          lanes);
           }
         }
       }

@@ -50,8 +50,8 @@ template <class T, class S>
 LGLD_INLINE void load_two_within(const S* p, int first, int last, Vec<T>& low, Vec<T>& high) {
   constexpr int kLanes = Vec<T>::kLanes;
   if constexpr (kMaskedWindows) {
-    const Window<T> both = Window<T>::load_within(p, first, last);
-    low = both.low, high = both.high;
+    const Window<T, S> both = Window<T, S>::load_within(p, first, last);
+    low = both.template at<0>(), high = both.template at<kLanes>();
   } else if (first == 0 && last == 2 * kLanes) {
     low = Vec<T>::load(p), high = Vec<T>::load(p + kLanes);
   } else {

@@ -67,30 +67,47 @@ __attribute__((noinline)) void pixel_tile(const T* map, const T* weight, S* out,
 // second vector to share its weights with: 8 pixels of 7 taps load (14 + 56) for 56, pixel_tile would load 112.
 constexpr int kRowPixels = 8;
 
-// P neighbouring pixels of a run, `lanes` channels; `tap` is the weights' step from one tap of a row to the next,
-// `taps` has the first tap of each of `count` rows.
-template <class T, class S, int K, int P>
+// P neighbouring pixels of a run, `lanes` channels; `tap` is the weights' step from one tap of a row to the next (1 where
+// kUnitTaps), `taps` has the first tap of each of `count` rows.
+template <class T, class S, int K, int P, bool kUnitTaps>
 __attribute__((noinline)) void row_tile(const T* map, const T* weight, S* out, const PixelSteps& step, int64_t tap,
                                         const PixelTap* taps, int64_t count, int lanes) {
   using V = Vec<T>;
   V acc[P];
   unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p] = V::zero(); });
-  for (int64_t u = 0; u < count; ++u) {
-    const T *x = map + taps[u * K].map, *w = weight + taps[u * K].weight;
-    unroll<P + K - 1>([&](auto q) LGLD_INLINE_LAMBDA {
-      const V pixel = lanes == V::kLanes ? V::load(x) : V::load_partial(x, lanes);
-      x += step.map;
-      hide_origin(x);
+  const auto run = [&](auto partial) LGLD_INLINE_LAMBDA {
+    for (const PixelTap* row = taps; row < taps + count * K; row += K) {
+      const T* x = map + row->map;
+      // A pointer a pixel, or the addresses of P * K weights would take a register each.
+      const T* w[P];
       unroll<P>([&](auto p) LGLD_INLINE_LAMBDA {
-        if constexpr (q.value >= p.value && q.value - p.value < K)
-          acc[p] = V::fma(pixel, V::broadcast(w[p * step.weight + (q - p) * tap]), acc[p]);
+        w[p] = weight + row->weight + p * step.weight;
+        hide_origin(w[p]);
       });
+      unroll<P + K - 1>([&](auto q) LGLD_INLINE_LAMBDA {
+        const V pixel = partial ? V::load_partial(x, lanes) : V::load(x);
+        x += step.map;
+        hide_origin(x);
+        unroll<P>([&](auto p) LGLD_INLINE_LAMBDA {
+          if constexpr (q.value >= p.value && q.value - p.value < K) {
+            acc[p] = V::fma(pixel, V::broadcast(w[p][kUnitTaps ? q - p : 0]), acc[p]);
+            if constexpr (!kUnitTaps) w[p] += tap;
+          }
+        });
+      });
+    }
+    unroll<P>([&](auto p) LGLD_INLINE_LAMBDA {
+      if (partial) {
+        acc[p].store_partial(out + p * step.out, lanes);
+      } else {
+        acc[p].store(out + p * step.out);
+      }
     });
-  }
+  };
   if (lanes == V::kLanes) {
-    unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store(out + p * step.out); });
+    run(Int<0>{});
   } else {
-    unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p].store_partial(out + p * step.out, lanes); });
+    run(Int<1>{});
   }
 }
 
@@ -115,11 +132,20 @@ void pixel_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int
                                   run.tap_count, last);
 }
 
+// The tile for rows of k taps, if there is one.
+template <class T, class S, int P, bool kUnitTaps>
+auto row_tile_of(int64_t k) {
+  return k == 3   ? row_tile<T, S, 3, P, kUnitTaps>
+         : k == 5 ? row_tile<T, S, 5, P, kUnitTaps>
+         : k == 7 ? row_tile<T, S, 7, P, kUnitTaps>
+                  : nullptr;
+}
+
 // Pixels of a run from number `p` on, P at a time, where its taps are rows of 3, 5 or 7; returns the first pixel left.
 template <class T, class S, int P>
 int64_t row_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int lanes) {
   const int64_t k = run.row_taps;
-  const auto tile = k == 3 ? row_tile<T, S, 3, P> : k == 5 ? row_tile<T, S, 5, P> : k == 7 ? row_tile<T, S, 7, P> : nullptr;
+  const auto tile = run.tap == 1 ? row_tile_of<T, S, P, true>(k) : row_tile_of<T, S, P, false>(k);
   for (; tile != nullptr && p + P <= run.count; p += P)
     tile(map + p * run.step.map, weight + p * run.step.weight, out + p * run.step.out, run.step, run.tap, run.taps,
          run.tap_count / k, lanes);

@@ -44,6 +44,7 @@ struct Request {
   const Involution2dKernels& kernels;
   const Involution2dFormat& format;
   Involution2dPass pass;
+  bool forward() const { return pass == Involution2dPass::kForward; }
   bool grad_x() const { return pass == Involution2dPass::kGradX; }
   bool grad_weight() const { return pass == Involution2dPass::kGradWeight; }
   bool is_double() const { return format.dtype == Dtype::kFloat64; }
@@ -66,9 +67,12 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   const bool rereads = r.grad_weight() && s.kernel_h > 3;
   p.direct = k.masked_windows && p.dense && r.format.unit_map && (r.grad_weight() || s.group_channels() >= k.dense_channels) &&
              (!r.widens() || (r.grad_weight() ? r.format.unit_other && !rereads : r.format.unit_result));
-  const bool packs_widened = r.grad_weight() ? !p.direct : !p.direct || s.group_channels() >= 8 * k.dense_channels;
+  // Forward windows that are not dense can have 16-bit weights and results in place, or neither.
+  const bool in_place = p.direct || (r.forward() && !p.dense && r.format.unit_other && r.format.unit_result);
+  const bool packs_widened = !in_place || (!r.grad_weight() && s.group_channels() >= 8 * k.dense_channels);
   p.packs_other = p.channels_last ? r.widens() : r.grad_x() || !r.format.unit_other || (r.widens() && packs_widened);
-  p.stages_result = !p.channels_last && (!r.format.unit_result || (r.widens() && (!p.direct || r.grad_weight())));
+  const bool stages_widened = p.direct ? r.grad_weight() : p.packs_other;
+  p.stages_result = !p.channels_last && (!r.format.unit_result || (r.widens() && stages_widened));
 }
 
 void choose_tiles(const Request& r, Involution2dPlan& p) {
@@ -129,7 +133,9 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
     const int64_t phases = std::min(s.stride_w, r.reach_w() + 1);
     const int64_t reach = r.reach_w() / s.stride_w + 1;
     p.map = make_strip(rows, phases, reach, touched(reach), p.col_tile, lanes, element);
-    p.other = p.result;
+    // Where the map is read in place, weights are packed a block of rows at a time.
+    const int64_t other_rows = p.direct && r.forward() ? k.row_block : tile_rows;
+    p.other = make_strip(other_rows, 1, 0, 0, p.col_tile, lanes, element);
   }
   // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
   p.planes = r.grad_weight() ? std::min<int64_t>(k.weight_channels, s.group_channels())

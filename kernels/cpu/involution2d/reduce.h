@@ -32,7 +32,8 @@ LGLD_INLINE void dense_taps(const DenseMap<M>& map, int first_tap_row, const M* 
   for (int64_t c = 0; c < channels; ++c, grad += grad_plane) {
     const V g = kEdge ? V::load_partial(grad, lanes) : V::load(grad);
     unroll<kRows>([&](auto u) LGLD_INLINE_LAMBDA {
-      const Window<T> x = kEdge ? Window<T>::load_within(row[u], map.first_column, map.last_column) : Window<T>::load(row[u]);
+      const Window<T, M> x =
+          kEdge ? Window<T, M>::load_within(row[u], map.first_column, map.last_column) : Window<T, M>::load(row[u]);
       row[u] += step[u];
       unroll<K>([&](auto v) LGLD_INLINE_LAMBDA { acc[u * K + v] = V::fma(x.template at<v.value>(), g, acc[u * K + v]); });
     });

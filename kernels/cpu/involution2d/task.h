@@ -11,12 +11,17 @@ struct Task {
 
 Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t width) {
   Task t;
-  t.col = index % p.col_tiles * p.col_tile;
-  index /= p.col_tiles;
-  t.row = index % p.row_tiles * p.row_tile;
-  index /= p.row_tiles;
-  t.group = index % p.shape.groups;
-  t.image = index / p.shape.groups;
+  const auto next = [&](int64_t count) LGLD_INLINE_LAMBDA {
+    const int64_t number = index % count;
+    index /= count;
+    return number;
+  };
+  // Where channels are neighbours, the groups' weights and channels of a pixel share cache lines.
+  if (p.channels_last) t.group = next(p.shape.groups);
+  t.col = next(p.col_tiles) * p.col_tile;
+  t.row = next(p.row_tiles) * p.row_tile;
+  if (!p.channels_last) t.group = next(p.shape.groups);
+  t.image = index;
   t.rows = height - t.row < p.row_tile ? height - t.row : p.row_tile;
   t.cols = width - t.col < p.col_tile ? width - t.col : p.col_tile;
   return t;

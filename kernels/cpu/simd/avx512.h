@@ -12,6 +12,37 @@ namespace {
 
 constexpr int kVectorRegisters = 32;
 
+// Numbers of 16-bit elements for a permutation.
+struct alignas(64) Places {
+  int16_t at[32];
+  LGLD_INLINE __m512i vector() const { return _mm512_load_si512(at); }
+};
+
+// Elements 1, 3, 5, ... first: the upper halves of 32-bit ones.
+constexpr Places upper_halves() {
+  Places p{};
+  for (int k = 0; k < 32; ++k) p.at[k] = static_cast<int16_t>((2 * k + 1) % 32);
+  return p;
+}
+
+// Elements kShift, kShift + 1, ... to places 1, 3, 5, ...
+template <int kShift>
+constexpr Places to_upper_halves() {
+  Places p{};
+  for (int k = 0; k < 16; ++k) p.at[2 * k + 1] = static_cast<int16_t>((kShift + k) % 32);
+  return p;
+}
+
+constexpr Places kUpperHalves = upper_halves();
+template <int kShift>
+constexpr Places kToUpperHalves = to_upper_halves<kShift>();
+
+// Elements kShift, ..., kShift + 15 of 32 BFloat16, which are the upper halves of floats.
+template <int kShift>
+LGLD_INLINE __m512 widened_at(__m512i h) {
+  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, kToUpperHalves<kShift>.vector(), h));
+}
+
 template <class T>
 struct Vec;
 
@@ -73,16 +104,17 @@ struct Vec<float> {
 
  private:
   static LGLD_INLINE Vec widened(const Float16*, __m256i h) { return {_mm512_cvtph_ps(h)}; }
-  static LGLD_INLINE Vec widened(const BFloat16*, __m256i h) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
-  }
+  static LGLD_INLINE Vec widened(const BFloat16*, __m256i h) { return {widened_at<0>(_mm512_castsi256_si512(h))}; }
   LGLD_INLINE __m256i narrowed(Float16*) const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // Adding 0x7fff, or 0x8000 where the last bit that stays is set, rounds to the nearest in the upper half; NaN gets its quiet
+  // bit.
   LGLD_INLINE __m256i narrowed(BFloat16*) const {
-    const __m512i bits = _mm512_castps_si512(v), upper = _mm512_srli_epi32(bits, 16);
-    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
+    const __m512i bits = _mm512_castps_si512(v);
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000)),
+                    nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i half = _mm512_mask_blend_epi32(odd, _mm512_set1_epi32(0x7fff), _mm512_set1_epi32(0x8000));
+    const __m512i rounded = _mm512_mask_or_epi32(_mm512_add_epi32(bits, half), nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(kUpperHalves.vector(), rounded));
   }
 };
 
@@ -136,16 +168,17 @@ LGLD_INLINE __m512i bits(__m512d v) { return _mm512_castpd_si512(v); }
 // cache line, and such a load costs two.
 constexpr bool kMaskedWindows = true;
 
-template <class T>
+// Bits [first, last) of 32.
+LGLD_INLINE unsigned bits_within(int first, int last) {
+  return static_cast<unsigned>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
+}
+
+template <class T, class S = T>
 struct Window {
   Vec<T> low, high;
-  template <class S>
-  static LGLD_INLINE Window load(const S* p) {
-    return {Vec<T>::load(p), Vec<T>::load(p + Vec<T>::kLanes)};
-  }
-  template <class S>
+  static LGLD_INLINE Window load(const S* p) { return {Vec<T>::load(p), Vec<T>::load(p + Vec<T>::kLanes)}; }
   static LGLD_INLINE Window load_within(const S* p, int first, int last) {
-    const unsigned inside = static_cast<unsigned>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
+    const unsigned inside = bits_within(first, last);
     return {Vec<T>::load_masked(p, inside), Vec<T>::load_masked(p + Vec<T>::kLanes, inside >> Vec<T>::kLanes)};
   }
   template <int kShift>
@@ -158,6 +191,21 @@ struct Window {
     } else {
       return {_mm512_castsi512_pd(_mm512_alignr_epi64(bits(high.v), bits(low.v), kShift))};
     }
+  }
+};
+
+// One load, and one permutation a shift that widens too.
+template <>
+struct Window<float, BFloat16> {
+  __m512i both;
+  static LGLD_INLINE Window load(const BFloat16* p) { return {_mm512_loadu_si512(p)}; }
+  static LGLD_INLINE Window load_within(const BFloat16* p, int first, int last) {
+    return {_mm512_maskz_loadu_epi16(bits_within(first, last), p)};
+  }
+  template <int kShift>
+  LGLD_INLINE Vec<float> at() const {
+    static_assert(kShift <= Vec<float>::kLanes);
+    return {widened_at<kShift>(both)};
   }
 };
 

@@ -7,7 +7,7 @@ namespace {
 
 constexpr bool kMaskedWindows = false;
 
-template <class T>
+template <class T, class S = T>
 struct Window {
   const T* p;
   static LGLD_INLINE Window load(const T* p) { return {p}; }
