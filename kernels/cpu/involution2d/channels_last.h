@@ -51,7 +51,7 @@ void pixel_tasks(const Involution2dPlan& p, const Strided<const S>& map, const S
       const Strided<const T> m = pixels_of(planes, p.pixels, row, col, channels, p.pads, scratch_at<T>(memory, p.map_at));
       const Strided<S> out{result.data + t.image * result.batch + channel, 0, 1, result.row, result.column};
       each_phase(t, axis_taps, [&](const Axis& rows, const Axis& columns) LGLD_INLINE_LAMBDA {
-        pixel_plane(rows, columns, s.kernel_w, m, w, out, channels, list);
+        pixel_plane(rows, columns, s.kernel_w, m, w, out, {p.task_groups, channels, taps * w.channel}, list);
       });
     }
   }

@@ -120,14 +120,19 @@ struct PixelRun {
   int64_t tap_count, row_taps, tap;
 };
 
-// Pixels of a run from number `p` on, kVectors vectors of channels.
+// Groups of channels that a run computes, and elements of weight from one's to the next's.
+struct PixelGroups {
+  int64_t count, channels, weight;
+};
+
+// Pixels [p, end) of a run, kVectors vectors of channels.
 template <class T, class S, int kVectors>
-void pixel_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int last) {
+void pixel_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int64_t end, int last) {
   const PixelSteps& step = run.step;
-  for (; p + kTilePixels <= run.count; p += kTilePixels)
+  for (; p + kTilePixels <= end; p += kTilePixels)
     pixel_tile<T, S, kTilePixels, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, run.taps,
                                             run.tap_count, last);
-  for (; p < run.count; ++p)
+  for (; p < end; ++p)
     pixel_tile<T, S, 1, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, run.taps,
                                   run.tap_count, last);
 }
@@ -141,28 +146,36 @@ auto row_tile_of(int64_t k) {
                   : nullptr;
 }
 
-// Pixels of a run from number `p` on, P at a time, where its taps are rows of 3, 5 or 7; returns the first pixel left.
+// Pixels [p, end) of a run, P at a time, where its taps are rows of 3, 5 or 7; returns the first pixel left.
 template <class T, class S, int P>
-int64_t row_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int lanes) {
+int64_t row_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int64_t end, int lanes) {
   const int64_t k = run.row_taps;
   const auto tile = run.tap == 1 ? row_tile_of<T, S, P, true>(k) : row_tile_of<T, S, P, false>(k);
-  for (; tile != nullptr && p + P <= run.count; p += P)
+  for (; tile != nullptr && p + P <= end; p += P)
     tile(map + p * run.step.map, weight + p * run.step.weight, out + p * run.step.out, run.step, run.tap, run.taps,
          run.tap_count / k, lanes);
   return p;
 }
 
+// All groups of a few pixels before the next pixels: what is contiguous in memory is read in one go.
 template <class T, class S>
-void pixel_run(const T* map, const T* weight, S* out, const PixelRun& run, int64_t channels) {
+void pixel_run(const T* map, const T* weight, S* out, const PixelRun& run, const PixelGroups& groups) {
   constexpr int kLanes = Vec<T>::kLanes;
-  int64_t c = 0;
-  for (; c + kTileVectors * kLanes <= channels; c += kTileVectors * kLanes)
-    pixel_tiles<T, S, kTileVectors>(map + c, weight, out + c, run, 0, kLanes);
-  for (; c < channels; c += kLanes) {
-    const int lanes = static_cast<int>(channels - c < kLanes ? channels - c : kLanes);
-    int64_t p = row_tiles<T, S, kRowPixels>(map + c, weight, out + c, run, 0, lanes);
-    p = row_tiles<T, S, kRowPixels / 2>(map + c, weight, out + c, run, p, lanes);
-    pixel_tiles<T, S, 1>(map + c, weight, out + c, run, p, lanes);
+  for (int64_t p = 0; p < run.count; p += kRowPixels) {
+    const int64_t end = p + kRowPixels < run.count ? p + kRowPixels : run.count;
+    for (int64_t g = 0; g < groups.count; ++g) {
+      const T *x = map + g * groups.channels, *w = weight + g * groups.weight;
+      S* y = out + g * groups.channels;
+      int64_t c = 0;
+      for (; c + kTileVectors * kLanes <= groups.channels; c += kTileVectors * kLanes)
+        pixel_tiles<T, S, kTileVectors>(x + c, w, y + c, run, p, end, kLanes);
+      for (; c < groups.channels; c += kLanes) {
+        const int lanes = static_cast<int>(groups.channels - c < kLanes ? groups.channels - c : kLanes);
+        int64_t q = row_tiles<T, S, kRowPixels>(x + c, w, y + c, run, p, end, lanes);
+        q = row_tiles<T, S, kRowPixels / 2>(x + c, w, y + c, run, q, end, lanes);
+        pixel_tiles<T, S, 1>(x + c, w, y + c, run, q, end, lanes);
+      }
+    }
   }
 }
 
@@ -226,11 +239,11 @@ inline Axis grad_x_axis(AxisTap* taps, int64_t first, int64_t count, int64_t pha
   return {ceil_div(count - phase, stride), start, stride, 1, map, found, taps};
 }
 
-// Every pixel of rows x columns, `channels` of each: rectangles of pixels that see the same taps, in runs along their longer
-// side.
+// Every pixel of rows x columns, all channels of `groups`: rectangles of pixels that see the same taps, in runs along their
+// longer side.
 template <class T, class S>
 void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const T>& map,
-                 const Strided<const T>& weight, const Strided<S>& out, int64_t channels, PixelTap* taps) {
+                 const Strided<const T>& weight, const Strided<S>& out, const PixelGroups& groups, PixelTap* taps) {
   Segment r, c;
   for (int64_t i = 0; i < rows.count; i = r.end) {
     r = segment_at(rows, i);
@@ -258,7 +271,7 @@ void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const 
       S* corner =
           out.data + (rows.first + r.begin * rows.step) * out.row + (columns.first + c.begin * columns.step) * out.column;
       for (int64_t k = 0; k < (wide ? height : width); ++k)
-        pixel_run(map.data + k * line.map, weight.data + k * line.weight, corner + k * line.out, run, channels);
+        pixel_run(map.data + k * line.map, weight.data + k * line.weight, corner + k * line.out, run, groups);
     }
   }
 }

@@ -54,6 +54,9 @@ struct Request {
   int64_t element() const { return is_double() ? sizeof(double) : sizeof(float); }
   int64_t reach_h() const { return (shape.kernel_h - 1) * shape.dilation_h; }
   int64_t reach_w() const { return (shape.kernel_w - 1) * shape.dilation_w; }
+  // channels_last pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are more
+  // than a fifth of all, a copy with zeros around it makes all pixels alike.
+  bool narrow(int64_t columns) const { return unit() && 5 * reach_w() > columns; }
 };
 
 void choose_kernels(const Request& r, Involution2dPlan& p) {
@@ -83,11 +86,12 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   // where that leaves too few tasks to share out; 4 at least, since every tile packs K - 1 rows that its neighbour packs, too.
   p.col_tile = even_tile(width, 128, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
+  p.task_groups = p.channels_last && !r.widens() && !r.narrow(p.col_tile) ? s.groups : 1;
   constexpr int64_t kEnoughTasks = 12;
   for (int64_t rows : {16, 8, 4}) {
     p.row_tile = even_tile(height, rows, 4);
     p.row_tiles = ceil_div(height, p.row_tile);
-    p.tasks = s.batch * s.groups * p.row_tiles * p.col_tiles;
+    p.tasks = s.batch * (s.groups / p.task_groups) * p.row_tiles * p.col_tiles;
     if (p.tasks >= kEnoughTasks) break;
   }
 }
@@ -101,11 +105,9 @@ void lay_out_pixels(const Request& r, Involution2dPlan& p) {
   };
   p.planes = r.kernels.pixel_channels[r.is_double()];
   const PixelRegion window{span(p.row_tile, r.reach_h(), s.stride_h), span(p.col_tile, r.reach_w(), s.stride_w), p.planes};
-  // Pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are more than a fifth of
-  // all, a copy with zeros around it makes all pixels alike, unless it is mostly zeros.
-  const bool narrow = r.unit() && 5 * r.reach_w() > p.col_tile;
+  // Unless it is mostly zeros.
   const bool small = window.rows < 8 * p.row_tile && window.columns < 8 * p.col_tile;
-  p.pads = (r.widens() || narrow) && small;
+  p.pads = (r.widens() || r.narrow(p.col_tile)) && small;
   if (r.widens() || p.pads) p.pixels = window;
   if (r.widens() || (p.pads && r.grad_x()))
     p.pixel_weights = {r.grad_x() ? window.rows : p.row_tile, r.grad_x() ? window.columns : p.col_tile, s.taps()};

@@ -16,11 +16,9 @@ Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t
     index /= count;
     return number;
   };
-  // Where channels are neighbours, the groups' weights and channels of a pixel share cache lines.
-  if (p.channels_last) t.group = next(p.shape.groups);
   t.col = next(p.col_tiles) * p.col_tile;
   t.row = next(p.row_tiles) * p.row_tile;
-  if (!p.channels_last) t.group = next(p.shape.groups);
+  t.group = next(p.shape.groups / p.task_groups) * p.task_groups;
   t.image = index;
   t.rows = height - t.row < p.row_tile ? height - t.row : p.row_tile;
   t.cols = width - t.col < p.col_tile ? width - t.col : p.col_tile;
