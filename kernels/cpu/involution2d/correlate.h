@@ -54,11 +54,53 @@ struct AlignedWindow {
   }
 };
 
+// The weights of a tile, a vector at a time as dense_tile wants them: `next` is that of output row m.
+//
+// In memory as the caller has them; row m's pointer moves on by `tap` a tap.
+template <class T, class W>
+struct WeightRows {
+  const W* row[kRowBlock];
+  int64_t tap;
+  int lanes;
+  template <bool kEdge>
+  LGLD_INLINE Vec<T> next(int m) {
+    const Vec<T> v = kEdge ? Vec<T>::load_partial(row[m], lanes) : Vec<T>::load(row[m]);
+    row[m] += tap;
+    hide_origin(row[m]);
+    return v;
+  }
+};
+
+// The same, each vector also widened to `kept` for the channels that follow.
+template <class T, class W>
+struct KeepingWeights {
+  WeightRows<T, W> rows;
+  T* kept;
+  template <bool kEdge>
+  LGLD_INLINE Vec<T> next(int m) {
+    const Vec<T> v = rows.template next<kEdge>(m);
+    v.store(kept);
+    kept += Vec<T>::kLanes;
+    return v;
+  }
+};
+
+// What KeepingWeights wrote.
+template <class T>
+struct KeptWeights {
+  const T* kept;
+  template <bool kEdge>
+  LGLD_INLINE Vec<T> next(int) {
+    const Vec<T> v = Vec<T>::load(kept);
+    kept += Vec<T>::kLanes;
+    return v;
+  }
+};
+
 // Row r of the map under a block of output rows: the taps of window row r - m for the output rows m in [kFirst, kLast).
-// weight[m] moves on by `tap_stride` a tap.
-template <class T, int K, int kFirst, int kLast, Columns kColumns, class M, class W>
-LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t plane_pitch, const W* (&weight)[kRowBlock],
-                               int64_t tap_stride, int lanes, Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
+template <class T, int K, int kFirst, int kLast, Columns kColumns, class M, class Weights>
+LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t plane_pitch, Weights& weights,
+                               Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   using V = Vec<T>;
   constexpr bool kEdge = kColumns == Columns::kEdge;
   std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>, Window<T, M>> x[kChannelBlock];
@@ -74,9 +116,7 @@ LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t pla
     V w[kRowBlock];
     unroll<kLast - kFirst>([&](auto k) LGLD_INLINE_LAMBDA {
       constexpr int m = kFirst + k.value;
-      w[m] = kEdge ? V::load_partial(weight[m], lanes) : V::load(weight[m]);
-      weight[m] += tap_stride;
-      hide_origin(weight[m]);
+      w[m] = weights.template next<kEdge>(m);
     });
     unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
       const V shifted = x[c].template at<v.value>();
@@ -88,10 +128,9 @@ LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t pla
   });
 }
 
-// acc[m][c] = sum over a dense K x K window at stride 1; weight[m] is the first tap's weight of output row m.
-template <class T, int K, Columns kColumns, class M, class W>
-LGLD_INLINE void dense_tile(const DenseMap<M>& map, const W* (&weight)[kRowBlock], int64_t tap_stride, int lanes,
-                            Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
+// acc[m][c] = sum over a dense K x K window at stride 1.
+template <class T, int K, Columns kColumns, class M, class Weights>
+LGLD_INLINE void dense_tile(const DenseMap<M>& map, Weights& weights, Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   constexpr int kSteady = K >= kRowBlock ? K - kRowBlock + 1 : 0;  // map rows that all output rows of the block share
   const M* at = map.data;
   int index = 0;
@@ -99,8 +138,7 @@ LGLD_INLINE void dense_tile(const DenseMap<M>& map, const W* (&weight)[kRowBlock
     constexpr int first = r.value >= K ? r.value - K + 1 : 0;
     constexpr int last = r.value < kRowBlock ? r.value + 1 : kRowBlock;
     const bool outside = kColumns == Columns::kEdge && (index < map.first_row || index >= map.last_row);
-    dense_tap_row<T, K, first, last, kColumns>(map, outside ? kZeroRow<M> : at, outside ? 0 : map.plane_pitch, weight,
-                                               tap_stride, lanes, acc);
+    dense_tap_row<T, K, first, last, kColumns>(map, outside ? kZeroRow<M> : at, outside ? 0 : map.plane_pitch, weights, acc);
     at += map.row_pitch;
     ++index;
     hide_origin(at);
@@ -218,6 +256,33 @@ struct Corner {
   int rows, channels, lanes;
 };
 
+// One tile of results. Every accumulator is used on both sides of the branch. Were each store guarded by itself, the compiler
+// would sink the multiply-adds into the guards, behind all of the loads, and spill those.
+template <class T, class S>
+LGLD_INLINE void store_tile(const Vec<T> (&acc)[kRowBlock][kChannelBlock], const Corner<S>& out, S* at) {
+  using V = Vec<T>;
+  if (out.rows == kRowBlock && out.channels == kChannelBlock && out.lanes == V::kLanes) {
+    unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
+      unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(at + m * out.row + c * out.plane); });
+    });
+    return;
+  }
+  T tile[kRowBlock][kChannelBlock][V::kLanes];
+  unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
+    unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(tile[m][c]); });
+  });
+  for (int m = 0; m < out.rows; ++m)
+    for (int c = 0; c < out.channels; ++c) {
+      store_lanes(V::load(tile[m][c]), at + m * out.row + c * out.plane, out.lanes);
+    }
+}
+
+template <class T>
+LGLD_INLINE void clear(Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
+  unroll<kRowBlock * kChannelBlock>([&](auto k)
+                                        LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = Vec<T>::zero(); });
+}
+
 // `tiles` tiles side by side, each of a whole vector of columns where there are several. Not inlined: a tile needs every
 // general register for its own addresses.
 template <int K, Columns kColumns, class M, class W, class S>
@@ -231,30 +296,31 @@ __attribute__((noinline)) void dense_tiles(const DenseMap<M>& map, const W* cons
     window.data += j;
     if (n > 0) window.before = kAll;
     if (n + 1 < tiles) window.after = kAll;
-    const W* w[kRowBlock];
-    unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w[m] = weights[m] + j; });
+    WeightRows<T, W> w{{}, tap_stride, out.lanes};
+    unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w.row[m] = weights[m] + j; });
     V acc[kRowBlock][kChannelBlock];
-    unroll<kRowBlock * kChannelBlock>([&](auto k)
-                                          LGLD_INLINE_LAMBDA { acc[k / kChannelBlock][k % kChannelBlock] = V::zero(); });
-    dense_tile<T, K, kColumns>(window, w, tap_stride, out.lanes, acc);
-    S* at = out.data + j;
-    // Every accumulator is used on both sides of the branch. Were each store guarded by itself, the compiler would sink the
-    // multiply-adds into the guards, behind all of the loads, and spill those.
-    if (out.rows == kRowBlock && out.channels == kChannelBlock && out.lanes == V::kLanes) {
-      unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
-        unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(at + m * out.row + c * out.plane); });
-      });
-      continue;
-    }
-    T tile[kRowBlock][kChannelBlock][V::kLanes];
-    unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA {
-      unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA { acc[m][c].store(tile[m][c]); });
-    });
-    for (int m = 0; m < out.rows; ++m)
-      for (int c = 0; c < out.channels; ++c) {
-        store_lanes(V::load(tile[m][c]), at + m * out.row + c * out.plane, out.lanes);
-      }
+    clear(acc);
+    dense_tile<T, K, kColumns>(window, w, acc);
+    store_tile(acc, out, out.data + j);
   }
+}
+
+// A tile that leaves its widened weights in `kept`, or one of other channels that reads them there.
+template <int K, Columns kColumns, bool kKept, class S>
+__attribute__((noinline)) void dense_tile_keeping(const DenseMap<S>& map, const S* const* weights, int64_t tap_stride,
+                                                  const Corner<S>& out, Compute<S>* kept) {
+  using T = Compute<S>;
+  Vec<T> acc[kRowBlock][kChannelBlock];
+  clear(acc);
+  if constexpr (kKept) {
+    KeptWeights<T> w{kept};
+    dense_tile<T, K, kColumns>(map, w, acc);
+  } else {
+    KeepingWeights<T, S> w{{{}, tap_stride, out.lanes}, kept};
+    unroll<kRowBlock>([&](auto m) LGLD_INLINE_LAMBDA { w.rows.row[m] = weights[m]; });
+    dense_tile<T, K, kColumns>(map, w, acc);
+  }
+  store_tile(acc, out, out.data);
 }
 
 // Weight maps as a dense tile reads them: tap t of output (i, j) at data[t * tap + i * row + j]. `slack`: rows may be read up
@@ -344,6 +410,38 @@ void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int6
       run(tile, w, weight.tap, {out + i * out_row + j, out_row, out_plane, tile_rows, block, lanes}, tiles);
     }
   }
+}
+
+// Columns [0, cols) of rows [0, rows) of all `channels` >= kChannelBlock of a group, 16-bit elements in place. The first block
+// of channels widens a tile's weights for the others. The last begins earlier where it is not whole.
+template <int K, class S>
+void dense_rows_keeping(const MapView<S>& map, const WeightMaps<S>& weight, S* out, int64_t out_row, int64_t out_plane,
+                        int64_t rows, int64_t cols, int64_t channels) {
+  using T = Compute<S>;
+  constexpr int kLanes = Vec<T>::kLanes, kMapRows = K + kRowBlock - 1;
+  alignas(64) T kept[K * K * kRowBlock * kLanes];
+  for (int64_t i = 0; i < rows; i += kRowBlock)
+    for (int64_t j = 0; j < cols; j += kLanes) {
+      const int tile_rows = static_cast<int>(rows - i < kRowBlock ? rows - i : kRowBlock);
+      const int lanes = lanes_left<T>(cols - j);
+      const S* w[kRowBlock];
+      for (int m = 0; m < kRowBlock; ++m) w[m] = weight.data + (m < tile_rows ? i + m : rows - 1) * weight.row + j;
+      const DenseMap<S> tile = tile_at(map, i, j, kMapRows);
+      const bool inside = tile.first_row == 0 && tile.last_row == kMapRows && tile.first_column == 0 &&
+                          tile.last_column == 2 * kLanes && lanes == kLanes;
+      for (int64_t c = 0; c < channels; c += kChannelBlock) {
+        const int64_t channel = c + kChannelBlock <= channels ? c : channels - kChannelBlock;
+        DenseMap<S> block = tile;
+        block.data += channel * tile.plane_pitch;
+        const auto run =
+            inside
+                ? (c == 0 ? dense_tile_keeping<K, Columns::kInside, false, S>
+                          : dense_tile_keeping<K, Columns::kInside, true, S>)
+                : (c == 0 ? dense_tile_keeping<K, Columns::kEdge, false, S> : dense_tile_keeping<K, Columns::kEdge, true, S>);
+        run(block, w, weight.tap,
+            {out + i * out_row + j + channel * out_plane, out_row, out_plane, tile_rows, kChannelBlock, lanes}, kept);
+      }
+    }
 }
 
 }  // namespace

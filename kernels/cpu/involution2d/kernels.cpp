@@ -143,6 +143,17 @@ void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> wei
         const int64_t most = kMergedBytes / (s.taps() * t.cols * static_cast<int64_t>(sizeof(S)));
         if (!p.packs_other && !p.stages_result) index = merge_below(p, index, end, s.out_height, most, t);
         const int64_t row = t.row - s.pad_h, col = t.col - s.pad_w;
+        if constexpr (!std::is_same_v<S, T>) {
+          // With K = 3 there are 9 multiply-adds for a weight and channel, too few to be worth it.
+          if (!p.packs_other && s.kernel_h > 3 && group_channels > kChannelBlock) {
+            const int64_t channel = t.group * group_channels;
+            const MapView<S> view = direct_view(planes_of(x, t.image, channel, s.height, s.width), row, col);
+            const auto rows = s.kernel_h == 5 ? dense_rows_keeping<5, S> : dense_rows_keeping<7, S>;
+            rows(view, weights_in_place(p, weight, t), corner_of(y, t, channel), y.row, y.channel, t.rows, t.cols,
+                 group_channels);
+            continue;
+          }
+        }
         if (!p.packs_other) {
           dense_direct(p, x, row, col, s.height, s.width, weights_in_place(p, weight, t), y, t, memory);
           continue;
