@@ -32,7 +32,9 @@ alignas(64) const M kZeroRow[2 * Vec<Compute<M>>::kLanes] = {};
 
 // How a tile reads its columns. kEdge: it has fewer than a vector or leaves the map. kAligned: those under its middle taps are
 // an aligned vector inside the map.
-enum class Columns { kInside, kEdge, kAligned };
+// kNarrow: like kEdge, and the columns under the middle taps are all that the map has.
+enum class Columns { kInside, kEdge, kAligned, kNarrow };
+constexpr bool leaves_map(Columns columns) { return columns == Columns::kEdge || columns == Columns::kNarrow; }
 
 // A Window from three aligned loads, each of one cache line, where a Window's own two would be of two lines each.
 template <class T, int K>
@@ -53,6 +55,27 @@ struct AlignedWindow {
       return Window<T>{middle, Vec<T>::load_masked(middle_at + kLanes, after)}.template at<kShift - kMiddle>();
   }
 };
+
+// A Window of which nothing but its middle vector can be inside the map: one load of `columns` elements.
+template <class T, int K>
+struct NarrowWindow {
+  static constexpr int kLanes = Vec<T>::kLanes, kMiddle = K / 2;
+  Vec<T> middle;
+  template <class M>
+  static LGLD_INLINE NarrowWindow load(const M* p, int columns) {
+    return {Vec<T>::load_partial(p + kMiddle, columns)};
+  }
+  template <int kShift>
+  LGLD_INLINE Vec<T> at() const {
+    if constexpr (kShift < kMiddle) return Window<T>{Vec<T>::zero(), middle}.template at<kLanes - kMiddle + kShift>();
+    if constexpr (kShift == kMiddle) return middle;
+    if constexpr (kShift > kMiddle) return Window<T>{middle, Vec<T>::zero()}.template at<kShift - kMiddle>();
+  }
+};
+
+template <class T, int K, Columns kColumns, class M>
+using WindowOf = std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>,
+                                    std::conditional_t<kColumns == Columns::kNarrow, NarrowWindow<T, K>, Window<T, M>>>;
 
 // The weights of a tile, a vector at a time as dense_tile wants them: `next` is that of output row m.
 //
@@ -102,15 +125,15 @@ template <class T, int K, int kFirst, int kLast, Columns kColumns, class M, clas
 LGLD_INLINE void dense_tap_row(const DenseMap<M>& map, const M* row, int64_t plane_pitch, Weights& weights,
                                Vec<T> (&acc)[kRowBlock][kChannelBlock]) {
   using V = Vec<T>;
-  constexpr bool kEdge = kColumns == Columns::kEdge;
-  std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>, Window<T, M>> x[kChannelBlock];
+  constexpr bool kEdge = leaves_map(kColumns);
+  using X = WindowOf<T, K, kColumns, M>;
+  X x[kChannelBlock];
   unroll<kChannelBlock>([&](auto c) LGLD_INLINE_LAMBDA {
     const M* p = row + c * plane_pitch;
-    if constexpr (kColumns == Columns::kAligned) {
-      x[c] = AlignedWindow<T, K>::load(p, map);
-    } else {
-      x[c] = kEdge ? Window<T, M>::load_within(p, map.first_column, map.last_column) : Window<T, M>::load(p);
-    }
+    if constexpr (kColumns == Columns::kInside) x[c] = X::load(p);
+    if constexpr (kColumns == Columns::kEdge) x[c] = X::load_within(p, map.first_column, map.last_column);
+    if constexpr (kColumns == Columns::kAligned) x[c] = X::load(p, map);
+    if constexpr (kColumns == Columns::kNarrow) x[c] = X::load(p, map.last_column - K / 2);
   });
   unroll<K>([&](auto v) LGLD_INLINE_LAMBDA {
     V w[kRowBlock];
@@ -137,7 +160,7 @@ LGLD_INLINE void dense_tile(const DenseMap<M>& map, Weights& weights, Vec<T> (&a
   const auto row = [&](auto r) LGLD_INLINE_LAMBDA {
     constexpr int first = r.value >= K ? r.value - K + 1 : 0;
     constexpr int last = r.value < kRowBlock ? r.value + 1 : kRowBlock;
-    const bool outside = kColumns == Columns::kEdge && (index < map.first_row || index >= map.last_row);
+    const bool outside = leaves_map(kColumns) && (index < map.first_row || index >= map.last_row);
     dense_tap_row<T, K, first, last, kColumns>(map, outside ? kZeroRow<M> : at, outside ? 0 : map.plane_pitch, weights, acc);
     at += map.row_pitch;
     ++index;
@@ -356,6 +379,11 @@ LGLD_INLINE DenseMap<M> tile_at(const MapView<M>& map, int64_t i, int64_t j, int
           0};
 }
 
+template <int K, class M>
+LGLD_INLINE bool is_narrow(const DenseMap<M>& tile, int lanes) {
+  return tile.first_column == K / 2 && tile.last_column - K / 2 <= lanes;
+}
+
 template <class T>
 LGLD_INLINE bool is_aligned(const T* p, int64_t row_pitch, int64_t plane_pitch) {
   constexpr int64_t kLine = 64;
@@ -404,6 +432,9 @@ void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int6
       }
       if (tiles == 0) {
         run = dense_tiles<K, Columns::kEdge, M, W, S>;
+        if constexpr (kMaskedWindows) {
+          if (is_narrow<K>(tile, kLanes)) run = dense_tiles<K, Columns::kNarrow, M, W, S>;
+        }
         tiles = 1;
       }
       const int lanes = lanes_left<T>(cols - j);
@@ -433,11 +464,11 @@ void dense_rows_keeping(const MapView<S>& map, const WeightMaps<S>& weight, S* o
         const int64_t channel = c + kChannelBlock <= channels ? c : channels - kChannelBlock;
         DenseMap<S> block = tile;
         block.data += channel * tile.plane_pitch;
-        const auto run =
-            inside
-                ? (c == 0 ? dense_tile_keeping<K, Columns::kInside, false, S>
-                          : dense_tile_keeping<K, Columns::kInside, true, S>)
-                : (c == 0 ? dense_tile_keeping<K, Columns::kEdge, false, S> : dense_tile_keeping<K, Columns::kEdge, true, S>);
+        auto* run = c == 0 ? dense_tile_keeping<K, Columns::kEdge, false, S> : dense_tile_keeping<K, Columns::kEdge, true, S>;
+        if (inside)
+          run = c == 0 ? dense_tile_keeping<K, Columns::kInside, false, S> : dense_tile_keeping<K, Columns::kInside, true, S>;
+        if (is_narrow<K>(tile, kLanes))
+          run = c == 0 ? dense_tile_keeping<K, Columns::kNarrow, false, S> : dense_tile_keeping<K, Columns::kNarrow, true, S>;
         run(block, w, weight.tap,
             {out + i * out_row + j + channel * out_plane, out_row, out_plane, tile_rows, kChannelBlock, lanes}, kept);
       }

@@ -186,6 +186,8 @@ struct Window {
     static_assert(kShift <= Vec<T>::kLanes);
     if constexpr (kShift == 0) {
       return low;
+    } else if constexpr (kShift == Vec<T>::kLanes) {
+      return high;
     } else if constexpr (sizeof(T) == sizeof(float)) {
       return {_mm512_castsi512_ps(_mm512_alignr_epi32(bits(high.v), bits(low.v), kShift))};
     } else {
