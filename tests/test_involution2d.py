@@ -25,6 +25,7 @@ pytestmark = pytest.mark.core
 
 SHAPES = {
     "lgldnet": Problem(1, 64, 28, 28),
+    "lgldnet_narrow": Problem(2, 70, 6, 14),
     "rednet_7": Problem(1, 32, 14, 14, (7, 7), padding=(3, 3), groups=2),
     "rednet_stride": Problem(2, 16, 15, 13, (7, 7), (2, 2), (3, 3), groups=4),
     "five": Problem(2, 9, 12, 33, (5, 5), padding=(2, 2), groups=3),
@@ -64,6 +65,14 @@ def test_chosen_shapes(name: str, dtype: torch.dtype) -> None:
     ours = with_gradients(involution2d, problem, operands)
     assert_like_reference(ours, problem, operands)
     assert all(t.is_contiguous() for t in ours)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_channels_last_throughout(name: str, dtype: torch.dtype) -> None:
+    problem = replace(SHAPES[name], dtype=dtype, layouts=("channels_last",) * 3)
+    operands = problem.operands()
+    assert_like_reference(with_gradients(involution2d, problem, operands), problem, operands)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

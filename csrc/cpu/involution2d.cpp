@@ -34,7 +34,7 @@ void run(const char* op, const Involution2dPlan& plan, Involution2dKernels::Run<
   constexpr int64_t kMostScratch = int64_t{1} << 30;
   LGLD_CHECK(plan.scratch_bytes <= kMostScratch, op, ": kernel_size, stride and dilation need ", plan.scratch_bytes,
              " bytes of memory for scratch a thread; they must need at most ", kMostScratch);
-  const size_t bytes = static_cast<size_t>(ceil_div(plan.scratch_bytes, 64) * 64);
+  const size_t bytes = static_cast<size_t>(std::max<int64_t>(1, ceil_div(plan.scratch_bytes, 64)) * 64);
   // 32 Ki multiply-adds take a few microseconds, about what waking another thread costs.
   const int64_t work =
       plan.shape.batch * plan.shape.channels * plan.shape.taps() * plan.shape.out_height * plan.shape.out_width;
@@ -59,7 +59,7 @@ void run(const char* op, const Involution2dShape& s, Involution2dPass pass, cons
   const Tensor &map = grad_weight ? b : a, &other = grad_weight ? a : b;
   const auto unit = [](const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1; };
   const Dtype dtype = *kernel_dtype(a.scalar_type());
-  const Involution2dFormat format{dtype, is_channels_last(map), unit(map), unit(other), unit(out)};
+  const Involution2dFormat format{dtype, is_channels_last(map), unit(map), unit(other), unit(out), is_channels_last(other)};
   const Involution2dPlan plan = plan_involution2d(s, pass, k, format);
   switch (dtype) {
     case Dtype::kFloat32: return run<float>(op, plan, select<float>(k, pass), a, b, out);

@@ -344,7 +344,8 @@ void test_pass(const CpuVariant& variant, const Involution2dShape& s, const Pass
   // The plan depends on the strides of the result, so the first result settles them for the task list.
   const auto make_plan = [&](const Strided<T>& out) {
     return plan_involution2d(s, pass.pass, *variant.involution2d,
-                             {kDtype<T>, channels_last, map.column == 1, other.column == 1, out.column == 1});
+                             {kDtype<T>, channels_last, map.column == 1, other.column == 1, out.column == 1,
+                              other.channel == 1 && other.column != 1});
   };
   const Operand<T> probe(size, result_last ? View::kChannelsLast : View::kContiguous, Against::kEnd);
   for (const Pieces& pieces : ways_to_share(make_plan(probe.out()).tasks, random)) {
@@ -365,15 +366,16 @@ void test_pass(const CpuVariant& variant, const Involution2dShape& s, const Pass
   }
 }
 
+// In views of any kind, or in `given`.
 template <class T>
-void test_shape(const Involution2dShape& s, Random& random) {
+void test_shape(const Involution2dShape& s, Random& random, const View* given = nullptr) {
   std::normal_distribution<Compute<T>> normal;
   const auto values_for = [&](const Size& size) {
     Values<Compute<T>> values(static_cast<size_t>(size.count()));
     for (auto& value : values) value = normal(random);
     return values;
   };
-  const auto view = [&] { return kAnyViews[pick(random, 0, std::size(kAnyViews) - 1)]; };
+  const auto view = [&] { return given != nullptr ? *given : kAnyViews[pick(random, 0, std::size(kAnyViews) - 1)]; };
   for (const Pass& pass : kPasses) {
     const Size a_size = pass.pass == Involution2dPass::kForward ? x_size(s) : y_size(s);
     const Size b_size = pass.pass == Involution2dPass::kGradWeight ? x_size(s) : weight_size(s);
@@ -437,6 +439,17 @@ int run(uint64_t seed, int random_shapes) {
     test_shape<Float16>(s, random);
     test_shape<BFloat16>(s, random);
   }
+  // Groups of several vectors of neighbouring channels have kernels of their own, and so have maps of up to a vector of
+  // columns, whose 16-bit weights are widened once for several blocks of channels.
+  for (const View view : {View::kChannelsLast, View::kContiguous})
+    for (const int64_t k : {3, 5, 7})
+      for (const int64_t width : {1, 7, 14, 19}) {
+        const Involution2dShape s{1, 134, 2, 5, width, 5, width, k, k, 1, 1, k / 2, k / 2, 1, 1};
+        test_shape<float>(s, random, &view);
+        test_shape<double>(s, random, &view);
+        test_shape<Float16>(s, random, &view);
+        test_shape<BFloat16>(s, random, &view);
+      }
   std::printf("%zu shapes, %d variants, seed %llu\n", shapes.size(), variants, static_cast<unsigned long long>(seed));
   return verdict(variants > 0);
 }

@@ -35,6 +35,8 @@ struct Involution2dFormat {
   bool unit_map, unit_other;
   // The columns of the result are neighbours.
   bool unit_result;
+  // grad_weight: the channels of grad_y are neighbours.
+  bool other_channels_last = false;
 };
 
 // Zero-padded copy of some rows of some planes, in which every tap of every output is a plain vector load. With a column
@@ -65,7 +67,8 @@ struct Involution2dPlan {
   StripLayout result;                   // where the result is staged
   PixelRegion pixels, pixel_weights;    // channels_last: what of the map and of weight a task copies; no channels: nothing
   bool pads;                            // pixels are copied with zeros around them
-  bool channels_last;                   // the kernels whose vectors are channels
+  bool channels_last;                   // forward and grad_x: the kernels whose vectors are channels
+  bool sums_lanes;                      // grad_weight: the same
   bool dense;                           // stride 1, dilation 1, K in {3, 5, 7}: the unrolled kernels
   bool direct;                          // dense, and the map is read in place
   bool packs_other;                     // weight (grad_y in grad_weight) is copied to strips; otherwise it is read in place

@@ -5,6 +5,7 @@
 #include "correlate.h"
 #include "involution2d.h"
 #include "reduce.h"
+#include "reduce_pixels.h"
 #include "task.h"
 
 namespace lgld {
@@ -313,6 +314,10 @@ void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<con
   using T = Compute<S>;
   using V = Vec<T>;
   const Involution2dShape& s = p.shape;
+  if (p.sums_lanes) {
+    grad_weight_pixels(p, grad_y, x, result, begin, end);
+    return;
+  }
   T* strips = scratch_at<T>(memory, p.map_at);
   const int64_t group_channels = s.group_channels(), taps = s.taps();
   // One offset a tap, in the room that the other passes have runs in.

@@ -142,13 +142,15 @@ alignas(64) const S kNoPixel[Vec<Compute<S>>::kLanes] = {};
 template <class T, class S>
 LGLD_INLINE void store_rows(const Vec<T> (&block)[Vec<T>::kLanes], S* out, int64_t pitch, int rows, int lanes) {
   using V = Vec<T>;
-  if (rows == V::kLanes && lanes == V::kLanes) {
-    unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA { block[m].store(out + m * pitch); });
-    return;
+  if (lanes == V::kLanes) {
+    unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+      if (m < rows) block[m].store(out + m * pitch);
+    });
+  } else {
+    unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+      if (m < rows) block[m].store_partial(out + m * pitch, lanes);
+    });
   }
-  T tile[V::kLanes][V::kLanes];
-  unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA { block[m].store(tile[m]); });
-  for (int m = 0; m < rows; ++m) V::load(tile[m]).store_partial(out + m * pitch, lanes);
 }
 
 // Rows [top, bottom) of `count` planes' strips where channels are neighbours: blocks of pixels x channels, transposed.
@@ -163,11 +165,20 @@ void pack_pixel_rows(const Planes<S>& src, int64_t count, const StripOrigin& at,
           const S* row = src.data + (at.row + r) * src.row + c;
           const int channels = static_cast<int>(count - c < V::kLanes ? count - c : V::kLanes);
           V block[V::kLanes];
-          unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
-            const int64_t column = at.col + phase + (k + m) * at.col_step;
-            const S* pixel = column >= 0 && column < src.width ? row + column * src.column : kNoPixel<S>;
-            block[m] = channels == V::kLanes ? V::load(pixel) : V::load_partial(pixel, channels);
-          });
+          const int64_t first = at.col + phase + k * at.col_step, last = first + (V::kLanes - 1) * at.col_step;
+          if (first >= 0 && last < src.width && channels == V::kLanes) {
+            const S* pixel = row + first * src.column;
+            unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+              block[m] = V::load(pixel);
+              pixel += at.col_step * src.column;
+            });
+          } else {
+            unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+              const int64_t column = first + m * at.col_step;
+              const S* pixel = column >= 0 && column < src.width ? row + column * src.column : kNoPixel<S>;
+              block[m] = V::load_partial(pixel, channels);
+            });
+          }
           transpose(block);
           T* out = dst + c * layout.plane_pitch + r * layout.row_pitch + phase * layout.pitch + k;
           store_rows(block, out, layout.plane_pitch, channels, V::kLanes);
@@ -222,6 +233,13 @@ void unpack_planes(const T* src, const StripLayout& layout, int64_t count, int64
         const int channels = static_cast<int>(count - c < V::kLanes ? count - c : V::kLanes);
         const int pixels = static_cast<int>(cols - j < V::kLanes ? cols - j : V::kLanes);
         const T* in = src + c * layout.plane_pitch + i * layout.row_pitch + j;
+        // 49 taps are three vectors and one more: for so few, a transposed block is mostly nothing.
+        if (channels <= V::kLanes / 8) {
+          S* out = corner + i * dst.row + j * dst.column + c;
+          for (int k = 0; k < pixels; ++k)
+            for (int m = 0; m < channels; ++m) out[k * dst.column + m] = narrowed<S>(in[m * layout.plane_pitch + k]);
+          continue;
+        }
         V block[V::kLanes];
         unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
           block[m] = V::load(in + (m < channels ? m.value : channels - 1) * layout.plane_pitch);

@@ -64,6 +64,9 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   const Involution2dKernels& k = r.kernels;
   p.channels_last = r.format.channels_last && !r.grad_weight();
   p.dense = !p.channels_last && r.unit() && s.kernel_h == s.kernel_w && (s.kernel_h == 3 || s.kernel_h == 5 || s.kernel_h == 7);
+  // A sum over the lanes costs about what multiplying and adding two vectors does.
+  p.sums_lanes = r.grad_weight() && p.dense && r.format.channels_last && r.format.other_channels_last &&
+                 s.group_channels() >= 4 * r.lanes();
   // Reading the map in place saves the pass that packs it. 16-bit elements are then widened in registers, each time they are
   // read: more than twice for the gradient of a window larger than 3 x 3, whose maps are better packed. Weights are worth
   // packing where 8 blocks of channels or more read them.
@@ -180,6 +183,7 @@ Involution2dPlan plan_involution2d(const Involution2dShape& shape, Involution2dP
   p.shape = shape;
   choose_kernels(request, p);
   choose_tiles(request, p);
+  if (p.sums_lanes) return p;
   if (p.channels_last) {
     lay_out_pixels(request, p);
   } else {
