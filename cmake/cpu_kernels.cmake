@@ -1,4 +1,4 @@
-# lgld_cpu_kernels: every op's kernels.cpp, once per instruction set, plus what is common to all of them.
+# lgld_cpu_kernels: every op's kernels*.cpp, once per instruction set, plus what is common to all of them.
 set(LGLD_KERNELS ${CMAKE_CURRENT_SOURCE_DIR}/kernels/cpu)
 
 if(LGLD_TARGETS_X86_64)
@@ -13,7 +13,7 @@ set(LGLD_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)
 set(LGLD_FLAGS_neon "")
 
 file(GLOB LGLD_COMMON CONFIGURE_DEPENDS ${LGLD_KERNELS}/*.cpp ${LGLD_KERNELS}/*/plan.cpp ${LGLD_KERNELS}/*/fold.cpp)
-file(GLOB LGLD_OP_FOLDERS CONFIGURE_DEPENDS ${LGLD_KERNELS}/*/kernels.cpp)
+file(GLOB LGLD_OP_FOLDERS CONFIGURE_DEPENDS ${LGLD_KERNELS}/*/kernels*.cpp)
 add_library(lgld_cpu_kernels STATIC ${LGLD_COMMON})
 target_include_directories(lgld_cpu_kernels PRIVATE ${LGLD_KERNELS})
 

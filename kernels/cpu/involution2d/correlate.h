@@ -73,6 +73,10 @@ struct NarrowWindow {
   }
 };
 
+// A Window of BFloat16 is one load in any case, and with K = 3 windows are few.
+template <class M, int K>
+constexpr bool kNarrowWindows = K > 3 && !std::is_same_v<M, BFloat16>;
+
 template <class T, int K, Columns kColumns, class M>
 using WindowOf = std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>,
                                     std::conditional_t<kColumns == Columns::kNarrow, NarrowWindow<T, K>, Window<T, M>>>;
@@ -104,6 +108,7 @@ struct KeepingWeights {
     const Vec<T> v = rows.template next<kEdge>(m);
     v.store(kept);
     kept += Vec<T>::kLanes;
+    hide_origin(kept);  // or the compiler compares the addresses of all stores and loads for minutes
     return v;
   }
 };
@@ -432,7 +437,7 @@ void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int6
       }
       if (tiles == 0) {
         run = dense_tiles<K, Columns::kEdge, M, W, S>;
-        if constexpr (kMaskedWindows) {
+        if constexpr (kMaskedWindows && kNarrowWindows<M, K>) {
           if (is_narrow<K>(tile, kLanes)) run = dense_tiles<K, Columns::kNarrow, M, W, S>;
         }
         tiles = 1;
@@ -467,8 +472,10 @@ void dense_rows_keeping(const MapView<S>& map, const WeightMaps<S>& weight, S* o
         auto* run = c == 0 ? dense_tile_keeping<K, Columns::kEdge, false, S> : dense_tile_keeping<K, Columns::kEdge, true, S>;
         if (inside)
           run = c == 0 ? dense_tile_keeping<K, Columns::kInside, false, S> : dense_tile_keeping<K, Columns::kInside, true, S>;
-        if (is_narrow<K>(tile, kLanes))
-          run = c == 0 ? dense_tile_keeping<K, Columns::kNarrow, false, S> : dense_tile_keeping<K, Columns::kNarrow, true, S>;
+        if constexpr (kNarrowWindows<S, K>) {
+          if (is_narrow<K>(tile, kLanes))
+            run = c == 0 ? dense_tile_keeping<K, Columns::kNarrow, false, S> : dense_tile_keeping<K, Columns::kNarrow, true, S>;
+        }
         run(block, w, weight.tap,
             {out + i * out_row + j + channel * out_plane, out_row, out_plane, tile_rows, kChannelBlock, lanes}, kept);
       }

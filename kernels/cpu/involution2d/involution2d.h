@@ -94,10 +94,10 @@ struct Involution2dKernels {
   struct Passes {
     Run<S> forward, grad_x, grad_weight;
   };
-  Passes<float> f32;
-  Passes<double> f64;
-  Passes<Float16> f16;
-  Passes<BFloat16> bf16;
+  const Passes<float>* f32;
+  const Passes<double>* f64;
+  const Passes<Float16>* f16;
+  const Passes<BFloat16>* bf16;
 };
 
 // The plan depends on the shape, the format and the table alone, never on the number of threads.
@@ -111,13 +111,13 @@ __attribute__((always_inline)) inline Involution2dKernels::Run<S> select(const I
     return pass == Involution2dPass::kForward ? p.forward : pass == Involution2dPass::kGradX ? p.grad_x : p.grad_weight;
   };
   if constexpr (std::is_same_v<S, double>)
-    return of(k.f64);
+    return of(*k.f64);
   else if constexpr (std::is_same_v<S, Float16>)
-    return of(k.f16);
+    return of(*k.f16);
   else if constexpr (std::is_same_v<S, BFloat16>)
-    return of(k.bf16);
+    return of(*k.bf16);
   else
-    return of(k.f32);
+    return of(*k.f32);
 }
 
 // Bytes of a TapRun (correlate.h), of which a plan's scratch has one a tap; of a PixelTap (pixels.h), one a tap; and of an

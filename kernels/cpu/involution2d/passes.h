@@ -1,0 +1,375 @@
+// The three passes: a task's tiles, what is packed for them, and which kernel computes them. Each kernels_<dtype>.cpp has them
+// for its dtype, so that several compile at a time.
+#pragma once
+#include "channels_last.h"
+#include "correlate.h"
+#include "involution2d.h"
+#include "reduce.h"
+#include "reduce_pixels.h"
+#include "task.h"
+
+namespace lgld {
+namespace {
+
+constexpr int kWeightChannels = 16;
+constexpr int64_t kMergedBytes = 128 * 1024;  // of the weights under a merged tile, a share of the second cache
+
+// Planes [channel, channel + count) of x around the tile's window.
+template <class T, class S>
+void pack_x(const Involution2dPlan& p, const Strided<const S>& x, const Task& t, int64_t channel, int64_t count, T* strip) {
+  const Involution2dShape& s = p.shape;
+  pack_planes(planes_of(x, t.image, channel, s.height, s.width), count,
+              {t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, s.stride_w}, p.map, strip);
+}
+
+// Where tap (u, v) of the tile's first output stands in a strip of x.
+inline int64_t strip_offset(const Involution2dPlan& p, int64_t u, int64_t v) {
+  const Involution2dShape& s = p.shape;
+  const int64_t column = v * s.dilation_w;
+  return u * s.dilation_h * p.map.row_pitch + column % s.stride_w * p.map.pitch + column / s.stride_w;
+}
+
+// The taps of a forward pass that stand one after the other in a strip, as runs: those whose columns differ by a multiple of
+// the stride share a phase.
+inline int64_t forward_runs(const Involution2dPlan& p, int64_t weight_tap, TapRun* list) {
+  const Involution2dShape& s = p.shape;
+  int64_t period = 1;
+  while (period * s.dilation_w % s.stride_w != 0) ++period;
+  int64_t runs = 0;
+  for (int64_t u = 0; u < s.kernel_h; ++u)
+    for (int64_t start = 0; start < period && start < s.kernel_w; ++start)
+      for (int64_t v = start; v < s.kernel_w; v += period)
+        runs = append_tap(list, runs, strip_offset(p, u, v), (u * s.kernel_w + v) * weight_tap);
+  return runs;
+}
+
+// The packed strip as a dense tile's map: every element that is read exists.
+template <class T>
+MapView<T> packed_view(const StripLayout& layout, const T* strip) {
+  constexpr int64_t kAny = int64_t{1} << 40;
+  return {strip, layout.row_pitch, layout.plane_pitch, 0, kAny, 0, kAny};
+}
+
+// The caller's tensor as a dense tile's map, the first tap of the tile's first output reading element (row, column).
+template <class T>
+MapView<T> direct_view(const Planes<T>& map, int64_t row, int64_t column) {
+  return {map.data + row * map.row + column, map.row, map.channel, -row, map.height - row, -column, map.width - column};
+}
+
+template <class M, class W, class S>
+void dense_dispatch(const Involution2dPlan& p, const MapView<M>& map, const WeightMaps<W>& weight, S* out, int64_t out_row,
+                    int64_t out_plane, int64_t channels, const Task& t) {
+  const int64_t k = p.shape.kernel_h;
+  if constexpr (!std::is_same_v<W, Compute<W>>) {
+    // Larger windows widen their weights once for all channels, see dense_rows_keeping. With K = 3 there are 9 multiply-adds
+    // for a weight and channel, too few to be worth it.
+    dense_rows<3, M, W, S>(map, weight, out, out_row, out_plane, t.rows, t.cols, channels);
+    return;
+  }
+  const auto run = k == 3 ? dense_rows<3, M, W, S> : k == 5 ? dense_rows<5, M, W, S> : dense_rows<7, M, W, S>;
+  run(map, weight, out, out_row, out_plane, t.rows, t.cols, channels);
+}
+
+// All channels of a task, the map read in place from element (row, col) of its planes on. Where the last block of channels is
+// not whole it begins earlier and computes some channels again.
+template <class W, class S>
+void dense_direct(const Involution2dPlan& p, const Strided<const S>& map, int64_t row, int64_t col, int64_t height,
+                  int64_t width, const WeightMaps<W>& weight, const Strided<S>& result, const Task& t, void* memory) {
+  const int64_t group_channels = p.shape.group_channels();
+  for (int64_t c = 0; c < group_channels; c += kChannelBlock) {
+    const int64_t channel =
+        t.group * group_channels + (c + kChannelBlock <= group_channels ? c : group_channels - kChannelBlock);
+    const MapView<S> view = direct_view(planes_of(map, t.image, channel, height, width), row, col);
+    if constexpr (std::is_same_v<S, Compute<S>>) {
+      const Target<S> out(p, result, t, channel, memory);
+      dense_dispatch(p, view, weight, out.data, out.row, out.plane, kChannelBlock, t);
+      out.finish(p, result, t, channel, kChannelBlock);
+    } else {
+      dense_dispatch(p, view, weight, corner_of(result, t, channel), result.row, result.channel, kChannelBlock, t);
+    }
+  }
+}
+
+// The weights of a forward tile.
+template <class S>
+WeightMaps<S> weights_in_place(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t) {
+  return {corner_of(weight, t, t.group * p.shape.taps()), weight.channel, weight.row, false};
+}
+
+template <class S>
+WeightMaps<Compute<S>> packed_weights(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t, void* memory) {
+  Compute<S>* strips = scratch_at<Compute<S>>(memory, p.other_at);
+  const int64_t taps = p.shape.taps();
+  pack_planes(planes_of(weight, t.image, t.group * taps, p.shape.out_height, p.shape.out_width), taps, {t.row, t.col, 1},
+              p.other, strips);
+  return {strips, p.other.plane_pitch, p.other.row_pitch, true};
+}
+
+template <class S>
+WeightMaps<Compute<S>> forward_weights(const Involution2dPlan& p, const Strided<const S>& weight, const Task& t, void* memory) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    if (!p.packs_other) return weights_in_place(p, weight, t);
+  }
+  return packed_weights(p, weight, t, memory);
+}
+
+// A block of channels of a forward tile where the window is not dense. `map`: their strips.
+template <class T, class W, class S>
+void sparse_rows(const Involution2dPlan& p, const T* map, const WeightMaps<W>& weight, const TapRun* runs, int64_t count,
+                 S* out, int64_t out_row, int64_t out_plane, int64_t channels, const Task& t) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for (int64_t i = 0; i < t.rows; ++i)
+    for (int64_t j = 0; j < t.cols; j += kLanes) {
+      const int lanes = lanes_left<T>(t.cols - j);
+      const auto run = lanes < kLanes && !weight.slack ? sparse_vector<T, true, W, S> : sparse_vector<T, false, W, S>;
+      run(map + i * p.shape.stride_h * p.map.row_pitch + j, p.map.plane_pitch, weight.data + i * weight.row + j, runs, count,
+          out + i * out_row + j, out_plane, 1, channels, lanes);
+    }
+}
+
+template <class S>
+void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> weight, Strided<S> y, int64_t begin, int64_t end,
+             void* memory) {
+  using T = Compute<S>;
+  const Involution2dShape& s = p.shape;
+  if (p.channels_last) {
+    forward_pixels(p, x, weight, y, begin, end, memory);
+    return;
+  }
+  TapRun* list = scratch_at<TapRun>(memory, 0);
+  T* strips = scratch_at<T>(memory, p.map_at);
+  const int64_t group_channels = s.group_channels();
+  int64_t runs = 0;
+  if (!p.dense) runs = forward_runs(p, p.packs_other ? p.other.plane_pitch : weight.channel, list);
+
+  for (int64_t index = begin; index < end; ++index) {
+    Task t = make_task(p, index, s.out_height, s.out_width);
+    if constexpr (kMaskedWindows) {
+      if (p.direct) {
+        // All blocks of channels read the weights under the tile.
+        const int64_t most = kMergedBytes / (s.taps() * t.cols * static_cast<int64_t>(sizeof(S)));
+        if (!p.packs_other && !p.stages_result) index = merge_below(p, index, end, s.out_height, most, t);
+        const int64_t row = t.row - s.pad_h, col = t.col - s.pad_w;
+        if constexpr (!std::is_same_v<S, T>) {
+          if (!p.packs_other && s.kernel_h > 3) {
+            const int64_t channel = t.group * group_channels;
+            const MapView<S> view = direct_view(planes_of(x, t.image, channel, s.height, s.width), row, col);
+            const auto rows = s.kernel_h == 5 ? dense_rows_keeping<5, S> : dense_rows_keeping<7, S>;
+            rows(view, weights_in_place(p, weight, t), corner_of(y, t, channel), y.row, y.channel, t.rows, t.cols,
+                 group_channels);
+            continue;
+          }
+        }
+        if (!p.packs_other) {
+          dense_direct(p, x, row, col, s.height, s.width, weights_in_place(p, weight, t), y, t, memory);
+          continue;
+        }
+        // A block of rows at a time, whose packed weights stay in the first two caches.
+        for (int64_t i = 0; i < t.rows; i += kRowBlock) {
+          Task part = t;
+          part.row += i, part.rows = t.rows - i < kRowBlock ? t.rows - i : kRowBlock;
+          dense_direct(p, x, row + i, col, s.height, s.width, packed_weights(p, weight, part, memory), y, part, memory);
+        }
+        continue;
+      }
+    }
+    const auto each_block = [&](const auto& run) {
+      for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
+        const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
+        const int64_t channel = t.group * group_channels + c0;
+        pack_x(p, x, t, channel, channels, strips);
+        run(channel, channels);
+      }
+    };
+    if constexpr (!std::is_same_v<S, T>) {
+      if (!p.packs_other) {
+        const WeightMaps<S> w = weights_in_place(p, weight, t);
+        each_block([&](int64_t channel, int64_t channels) {
+          sparse_rows(p, strips, w, list, runs, corner_of(y, t, channel), y.row, y.channel, channels, t);
+        });
+        continue;
+      }
+    }
+    const WeightMaps<T> w = forward_weights(p, weight, t, memory);
+    each_block([&](int64_t channel, int64_t channels) {
+      const Target<S> out(p, y, t, channel, memory);
+      if (p.dense) {
+        dense_dispatch(p, packed_view(p.map, strips), w, out.data, out.row, out.plane, channels, t);
+      } else {
+        sparse_rows(p, strips, w, list, runs, out.data, out.row, out.plane, channels, t);
+      }
+      out.finish(p, y, t, channel, channels);
+    });
+  }
+}
+
+// grad_x[c, p] = sum_t weight[t, o] * grad_y[c, o] over the outputs o that read pixel p with tap t: o = (p + pad - t *
+// dilation) / stride where that is whole. Rows and columns outside grad_y are zeros of both strips.
+template <class S>
+void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S> weight, Strided<S> result, int64_t begin,
+            int64_t end, void* memory) {
+  using T = Compute<S>;
+  using V = Vec<T>;
+  const Involution2dShape& s = p.shape;
+  if (p.channels_last) {
+    grad_x_pixels(p, grad_y, weight, result, begin, end, memory);
+    return;
+  }
+  TapRun* list = scratch_at<TapRun>(memory, 0);
+  T* strips = scratch_at<T>(memory, p.map_at);
+  T* weights = scratch_at<T>(memory, p.other_at);
+  const int64_t group_channels = s.group_channels(), taps = s.taps();
+  const int64_t reach_h = (s.kernel_h - 1) * s.dilation_h, reach_w = (s.kernel_w - 1) * s.dilation_w;
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Task t = make_task(p, index, s.height, s.width);
+    const int64_t row0 = floor_div(t.row + s.pad_h - reach_h, s.stride_h);
+    const int64_t col0 = floor_div(t.col + s.pad_w - reach_w, s.stride_w);
+    for (int64_t k = 0; k < taps; ++k) {
+      // Dense windows are mirrored: the strip's first tap is the kernel's last.
+      const int64_t at = p.dense ? taps - 1 - k : k;
+      const int64_t down = p.dense ? at / s.kernel_w : 0, along = p.dense ? at % s.kernel_w : 0;
+      pack_planes(planes_of(weight, t.image, t.group * taps + k, s.out_height, s.out_width), 1, {row0 + down, col0 + along, 1},
+                  p.other, weights + at * p.other.plane_pitch);
+    }
+    const WeightMaps<T> w{weights, p.other.plane_pitch, p.other.row_pitch, true};
+    if constexpr (kMaskedWindows) {
+      if (p.direct) {
+        dense_direct(p, grad_y, row0, col0, s.out_height, s.out_width, w, result, t, memory);
+        continue;
+      }
+    }
+    for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
+      const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
+      const int64_t channel = t.group * group_channels + c0;
+      const Target<S> out(p, result, t, channel, memory);
+      pack_planes(planes_of(grad_y, t.image, channel, s.out_height, s.out_width), channels, {row0, col0, 1}, p.map, strips);
+      if (p.dense) {
+        dense_dispatch(p, packed_view(p.map, strips), w, out.data, out.row, out.plane, channels, t);
+        out.finish(p, result, t, channel, channels);
+        continue;
+      }
+      for (int64_t i = 0; i < t.rows; ++i) {
+        for (int64_t phase = 0; phase < s.stride_w && phase < t.cols; ++phase) {
+          int64_t count = 0;
+          for (int64_t u = 0; u < s.kernel_h; ++u) {
+            const int64_t row = t.row + i + s.pad_h - u * s.dilation_h;
+            if (row % s.stride_h != 0) continue;
+            for (int64_t v = s.kernel_w - 1; v >= 0; --v) {
+              const int64_t col = t.col + phase + s.pad_w - v * s.dilation_w;
+              if (col % s.stride_w != 0) continue;
+              const int64_t at = (row / s.stride_h - row0) * p.map.row_pitch + (col / s.stride_w - col0);
+              count = append_tap(list, count, at, (u * s.kernel_w + v) * p.other.plane_pitch + at);
+            }
+          }
+          const int64_t outputs = ceil_div(t.cols - phase, s.stride_w);
+          for (int64_t j = 0; j < outputs; j += V::kLanes) {
+            const int lanes = lanes_left<T>(outputs - j);
+            sparse_vector<T, false, T, T>(strips + j, p.map.plane_pitch, weights + j, list, count,
+                                          out.data + i * out.row + phase + j * s.stride_w, out.plane, s.stride_w, channels,
+                                          lanes);
+          }
+        }
+      }
+      out.finish(p, result, t, channel, channels);
+    }
+  }
+}
+
+// A block of channels' share in the gradients of a task's dense windows.
+template <class M>
+void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& grad, const Target<Compute<M>>& out,
+                       const Task& t, int64_t channels, bool first) {
+  using T = Compute<M>;
+  constexpr int kWidth = 2 * Vec<T>::kLanes;
+  for (int64_t i = 0; i < t.rows; ++i)
+    for (int64_t j = 0; j < t.cols; j += Vec<T>::kLanes) {
+      const int lanes = lanes_left<T>(t.cols - j);
+      const DenseMap<M> tile = tile_at(map, i, j, static_cast<int>(k));
+      const bool inside = tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == kWidth;
+      const bool whole = inside && lanes == Vec<T>::kLanes;
+      const auto run = k == 3   ? (whole ? dense_tap_rows<3, false, T, M> : dense_tap_rows<3, true, T, M>)
+                       : k == 5 ? (whole ? dense_tap_rows<5, false, T, M> : dense_tap_rows<5, true, T, M>)
+                                : (whole ? dense_tap_rows<7, false, T, M> : dense_tap_rows<7, true, T, M>);
+      run(tile, grad.data + i * grad.row + j, grad.tap, channels, first, out.data + i * out.row + j, out.plane, lanes);
+    }
+}
+
+// Planes of grad_y under a tile, read in place or from strips that are packed here.
+template <class S>
+WeightMaps<S> grad_in_place(const Strided<const S>& grad_y, const Task& t, int64_t channel) {
+  return {corner_of(grad_y, t, channel), grad_y.channel, grad_y.row, false};
+}
+
+template <class S>
+WeightMaps<Compute<S>> grad_planes(const Involution2dPlan& p, const Strided<const S>& grad_y, const Task& t, int64_t channel,
+                                   int64_t channels, void* memory) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    if (!p.packs_other) return grad_in_place(grad_y, t, channel);
+  }
+  Compute<S>* strips = scratch_at<Compute<S>>(memory, p.other_at);
+  pack_planes(planes_of(grad_y, t.image, channel, p.shape.out_height, p.shape.out_width), channels, {t.row, t.col, 1}, p.other,
+              strips);
+  return {strips, p.other.plane_pitch, p.other.row_pitch, true};
+}
+
+template <class S>
+void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S> x, Strided<S> result, int64_t begin,
+                 int64_t end, void* memory) {
+  using T = Compute<S>;
+  using V = Vec<T>;
+  const Involution2dShape& s = p.shape;
+  if (p.sums_lanes) {
+    grad_weight_pixels(p, grad_y, x, result, begin, end);
+    return;
+  }
+  T* strips = scratch_at<T>(memory, p.map_at);
+  const int64_t group_channels = s.group_channels(), taps = s.taps();
+  // One offset a tap, in the room that the other passes have runs in.
+  int64_t* offset = scratch_at<int64_t>(memory, 0);
+  for (int64_t t = 0; t < taps; ++t) offset[t] = strip_offset(p, t / s.kernel_w, t % s.kernel_w);
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Task t = make_task(p, index, s.out_height, s.out_width);
+    const Target<S> target(p, result, t, t.group * taps, memory);
+    const Target<T> out{target.data, target.plane, target.row};
+    for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
+      const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
+      const int64_t channel = t.group * group_channels + c0;
+      if constexpr (kMaskedWindows) {
+        if (p.direct) {
+          const Planes<S> planes = planes_of(x, t.image, channel, s.height, s.width);
+          const MapView<S> map = direct_view(planes, t.row - s.pad_h, t.col - s.pad_w);
+          if constexpr (std::is_same_v<S, T>) {
+            dense_grad_weight(s.kernel_h, map, grad_planes(p, grad_y, t, channel, channels, memory), out, t, channels, c0 == 0);
+          } else {
+            dense_grad_weight(s.kernel_h, map, grad_in_place(grad_y, t, channel), out, t, channels, c0 == 0);
+          }
+          continue;
+        }
+      }
+      pack_x(p, x, t, channel, channels, strips);
+      const WeightMaps<T> grad = grad_planes(p, grad_y, t, channel, channels, memory);
+      if (p.dense) {
+        dense_grad_weight(s.kernel_h, packed_view(p.map, strips), grad, out, t, channels, c0 == 0);
+        continue;
+      }
+      for (int64_t i = 0; i < t.rows; ++i)
+        for (int64_t j = 0; j < t.cols; j += V::kLanes)
+          for (int64_t k = 0; k < taps; k += kSparseTaps)
+            sparse_taps(strips + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, offset + k, taps - k,
+                        grad.data + i * grad.row + j, grad.tap, channels, c0 == 0, out.data + k * out.plane + i * out.row + j,
+                        out.plane, lanes_left<T>(t.cols - j));
+    }
+    target.finish(p, result, t, t.group * taps, taps);
+  }
+}
+
+}  // namespace
+
+#define LGLD_CONCAT_(a, b, c) a##b##_##c
+#define LGLD_CONCAT(a, b, c) LGLD_CONCAT_(a, b, c)
+// involution2d_f32_avx512, say: a dtype's passes for the instruction set that is compiled.
+#define LGLD_PASSES(dtype) LGLD_CONCAT(involution2d_, dtype, LGLD_VARIANT)
+
+}  // namespace lgld
