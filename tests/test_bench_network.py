@@ -4,7 +4,6 @@ here is timed for its own sake."""
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from rich.console import Console
+from test_bench import printed
 
 from lgld_ops import fuse, fused, reference
 from lgld_ops.bench import plot, report
@@ -43,12 +42,6 @@ def chosen(*names: str) -> list[Opponent]:
 def harness() -> Iterator[Harness]:
     with Harness(1, SETTINGS, plugins=[PLUGIN]) as made:
         yield made
-
-
-def printed(comparison: Comparison) -> str:
-    out = io.StringIO()
-    Console(file=out, width=200).print(report.comparison_table(comparison), report.summary_tables([comparison]))
-    return out.getvalue()
 
 
 def test_who_takes_part() -> None:
