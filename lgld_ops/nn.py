@@ -82,7 +82,8 @@ class _GatedActivation(torch.autograd.Function):
 class _NormalizedActivation(torch.autograd.Function):
     """SiLU(h) of h = BatchNorm(x) in training that keeps x, as BatchNorm does too, in place of h; h becomes SiLU(h).
 
-    Backward normalizes x again, which needs no running statistics.
+    Backward normalizes x again, which needs no running statistics but the weight and bias of the forward pass: a bias changed
+    in place in between is an error there, as a changed weight is with BatchNorm.
     """
 
     @staticmethod
@@ -102,9 +103,10 @@ class _NormalizedActivation(torch.autograd.Function):
 
 def _normalized_activation(norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:
     """``activation(norm(x))``, without the map between them where it is SiLU of BatchNorm in eager training."""
+    # Asked before the call, since a hook that removes itself in it may have kept its result.
+    fits = _is_plain(norm, nn.BatchNorm2d) and _is_plain(activation, nn.SiLU) and norm.training and isinstance(x, Tensor)
     h: Tensor = norm(x)
-    fits = _is_plain(norm, nn.BatchNorm2d) and _is_plain(activation, nn.SiLU) and norm.training and h.dtype == x.dtype
-    if not (fits and h.requires_grad and _recomputes()) or _transforming():
+    if not (fits and h.dtype == x.dtype and h.requires_grad and _recomputes()) or _transforming():
         return activation(h)  # type: ignore[no-any-return]
     norm = cast("nn.BatchNorm2d", norm)
     return _NormalizedActivation.apply(h, x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]

@@ -262,6 +262,19 @@ def test_nan_and_inf_go_where_the_definition_sends_them(name: str, which: int, v
     assert not all(t.isfinite().all() for t in expected)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["five", "lgldnet"])
+def test_nan_and_inf_in_channels_last_gradients_of_weights(name: str, value: float) -> None:
+    problem = replace(SHAPES[name], layouts=("channels_last",) * 3)
+    operands = problem.operands()
+    for place in ((0, 0, 0, 0), (0, 1, 5, 6), (-1, -1, -1, -1)):
+        operands[2][place] = value
+    ours, reference = (with_gradients(f, problem, operands)[2] for f in (involution2d, involution2d_unfold))
+    assert torch.equal(ours.isnan(), reference.isnan())
+    assert torch.equal(ours[ours.isinf()], reference[reference.isinf()])
+    assert not reference.isfinite().all()
+
+
 def test_zero_signs_and_tiny_numbers() -> None:
     x = torch.full((1, 1, 3, 3), 2.0**-120)
     weight = torch.full((1, 9, 3, 3), 2.0**-20)  # products are subnormal: 2^-140

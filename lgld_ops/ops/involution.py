@@ -348,8 +348,9 @@ def involution2d(
         [B, C, Ho, Wo], dtype of x, channels_last where x is (its channels are neighbours in memory), else contiguous,
         ``Ho = (H + 2*ph - dh*(Kh-1) - 1) // sh + 1`` and Wo likewise. Its gradient
         keeps x and weight alone, is a gather (bitwise the same on every run and for any number of threads), and can be
-        differentiated again. float16 and bfloat16 are summed in float32 and rounded once. Under autocast x and weight are
-        cast to the autocast dtype.
+        differentiated again. float16 and bfloat16 are summed in float32 and rounded once. On the CPU, channels_last may
+        leave out taps beyond the border where others multiply them by zero: an infinite weight there makes no NaN. Under
+        autocast x and weight are cast to the autocast dtype.
 
     Raises:
         RuntimeError: an argument's shape, dtype, device or value does not fit; the message names it, what it was and what it

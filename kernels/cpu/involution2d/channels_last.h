@@ -32,7 +32,8 @@ void pixel_tasks(const Involution2dPlan& p, const Strided<const S>& map, const S
   const Involution2dShape& s = p.shape;
   const int64_t group_channels = s.group_channels(), taps = s.taps();
   const int64_t height = grad_x ? s.out_height : s.height, width = grad_x ? s.out_width : s.width;
-  // What is copied, is copied a block of channels at a time.
+  // What is copied, is copied a block of channels at a time; in place they are read all at once, those of all the task's
+  // groups.
   const int64_t block = p.pixels.channels == 0 ? group_channels : p.planes;
   PixelTap* list = scratch_at<PixelTap>(memory, 0);
   AxisTap* axis_taps = scratch_at<AxisTap>(memory, taps * kPixelTapBytes);

@@ -6,10 +6,12 @@
 namespace lgld {
 namespace {
 
-// 16 registers: 2 x 4 accumulators; 32 registers: 4 x 4. Two rows share the loads of the K - 1 strip rows they have in
-// common, all channels share the loads of the weights: with K = 3 and a 2 x 4 tile, (18 + 48) loads for 72 multiply-adds.
+// Rows and channels of a dense tile (correlate.h). 16 registers: 2 x 4 accumulators; 32 registers: 4 x 4. Two rows share the
+// loads of the K - 1 strip rows they have in common, all channels share the loads of the weights: with K = 3 and a 2 x 4 tile,
+// (18 + 48) loads for 72 multiply-adds.
 constexpr int kRowBlock = kVectorRegisters >= 32 ? 4 : 2;
 constexpr int kChannelBlock = 4;
+
 // What a dense tile reads of the map: planes of rows, from the element under the first tap of its first output. A packed strip
 // has every element that is read. The caller's own tensor (kMaskedWindows only) has rows [first_row, last_row) of those, and
 // columns [first_column, last_column) of each window. M, W and S are the stored types of map, weights and result, all computed

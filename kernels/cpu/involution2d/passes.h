@@ -64,10 +64,10 @@ void dense_dispatch(const Involution2dPlan& p, const MapView<M>& map, const Weig
     // Larger windows widen their weights once for all channels, see dense_rows_keeping. With K = 3 there are 9 multiply-adds
     // for a weight and channel, too few to be worth it.
     dense_rows<3, M, W, S>(map, weight, out, out_row, out_plane, t.rows, t.cols, channels);
-    return;
+  } else {
+    const auto run = k == 3 ? dense_rows<3, M, W, S> : k == 5 ? dense_rows<5, M, W, S> : dense_rows<7, M, W, S>;
+    run(map, weight, out, out_row, out_plane, t.rows, t.cols, channels);
   }
-  const auto run = k == 3 ? dense_rows<3, M, W, S> : k == 5 ? dense_rows<5, M, W, S> : dense_rows<7, M, W, S>;
-  run(map, weight, out, out_row, out_plane, t.rows, t.cols, channels);
 }
 
 // All channels of a task, the map read in place from element (row, col) of its planes on. Where the last block of channels is

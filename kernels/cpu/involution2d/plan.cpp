@@ -89,8 +89,9 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   // where that leaves too few tasks to share out; 4 at least, since every tile packs K - 1 rows that its neighbour packs, too.
   p.col_tile = even_tile(width, 128, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
-  p.task_groups = p.channels_last && !r.widens() && !r.narrow(p.col_tile) ? s.groups : 1;
   constexpr int64_t kEnoughTasks = 12;
+  const int64_t most_tiles = s.batch * ceil_div(height, 4) * p.col_tiles;
+  p.task_groups = p.channels_last && !r.widens() && !r.narrow(p.col_tile) && most_tiles >= kEnoughTasks ? s.groups : 1;
   for (int64_t rows : {16, 8, 4}) {
     p.row_tile = even_tile(height, rows, 4);
     p.row_tiles = ceil_div(height, p.row_tile);

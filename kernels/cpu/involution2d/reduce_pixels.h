@@ -21,7 +21,7 @@ LGLD_INLINE Vec<T> lane_sums(Vec<T> (&v)[Vec<T>::kLanes]) {
 }
 
 // Pixels of a tile, whose K taps of one row of the window are summed together: 32 registers hold 14 or 15 sums, the pixels'
-// gradients and a vector of the map; 16 registers half as many.
+// gradients and a vector of the map; 16 registers 7 to 10 sums.
 template <int K>
 constexpr int kSumPixels = kVectorRegisters >= 32 ? 16 / K
                            : K == 3               ? 3
@@ -64,11 +64,20 @@ __attribute__((noinline)) void sum_taps(const S* map, int64_t map_step, const S*
   });
 }
 
-// One pixel's row of taps, of which [first, last) read the map.
+// One pixel's row of taps, of which [first, last) read the map. The others' products with zero are NaN where the gradient is
+// infinite or NaN.
 template <class T, class S, int K>
 void sum_edge_taps(const S* map, int64_t map_step, const S* grad, int64_t channels, int64_t first, int64_t last, T* sums) {
-  for (int64_t v = 0; v < K; ++v) sums[v] = T{0};
-  T one[Vec<T>::kLanes];
+  using V = Vec<T>;
+  V nothing = V::zero();
+  for (int64_t c = 0; c < channels; c += V::kLanes) {
+    const int64_t left = channels - c;
+    const V g = left < V::kLanes ? V::load_partial(grad + c, static_cast<int>(left)) : V::load(grad + c);
+    nothing = V::fma(V::zero(), g, nothing);
+  }
+  const T outside = horizontal_sum(nothing);
+  for (int64_t v = 0; v < K; ++v) sums[v] = outside;
+  T one[V::kLanes];
   for (int64_t v = first; v < last; ++v) {
     sum_taps<T, S, 1, 1>(map + v * map_step, map_step, grad, 0, channels, one);
     sums[v] = one[0];
@@ -92,14 +101,13 @@ void sum_pixels(const Involution2dPlan& p, const Planes<S>& x, const Planes<S>& 
         const int64_t column = j - p.shape.pad_w;
         const S* map = x.data + row * x.row + column * x.column;
         const S* grad = grad_y.data + i * grad_y.row + j * grad_y.column;
-        const bool whole = column >= 0 && column + kPixels + K - 1 <= x.width && j + kPixels <= end;
+        const bool whole = inside && column >= 0 && column + kPixels + K - 1 <= x.width && j + kPixels <= end;
         pixels = whole ? kPixels : 1;
-        if (!inside) {
-          for (int64_t k = 0; k < pixels * K; ++k) sums[k] = T{0};
-        } else if (whole) {
+        if (whole) {
           sum_taps<T, S, K, kPixels>(map, x.column, grad, grad_y.column, channels, sums);
         } else {
-          sum_edge_taps<T, S, K>(map, x.column, grad, channels, clamp(-column, 0, K), clamp(x.width - column, 0, K), sums);
+          const int64_t last = inside ? clamp(x.width - column, 0, K) : 0;
+          sum_edge_taps<T, S, K>(map, x.column, grad, channels, clamp(-column, 0, K), last, sums);
         }
         S* out = result.data + t.image * result.batch + (t.group * p.shape.taps() + u * K) * result.channel + i * result.row +
                  j * result.column;

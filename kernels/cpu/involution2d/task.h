@@ -6,7 +6,7 @@ namespace lgld {
 namespace {
 
 struct Task {
-  int64_t image, group, row, rows, col, cols;  // a tile of the result
+  int64_t image, group, row, rows, col, cols;  // a tile of the result, of the plan's task_groups from `group` on
 };
 
 Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t width) {
