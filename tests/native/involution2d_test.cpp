@@ -450,6 +450,13 @@ int run(uint64_t seed, int random_shapes) {
         test_shape<Float16>(s, random, &view);
         test_shape<BFloat16>(s, random, &view);
       }
+  // Rows of whole cache lines, several tiles side by side: windows from aligned loads, masked at the border alone.
+  const View contiguous = View::kContiguous;
+  for (const int64_t width : {48, 64}) {
+    const Involution2dShape s = square(1, 8, 1, 9, width, 3, 1, 1, 1);
+    test_shape<float>(s, random, &contiguous);
+    test_shape<double>(s, random, &contiguous);
+  }
   std::printf("%zu shapes, %d variants, seed %llu\n", shapes.size(), variants, static_cast<unsigned long long>(seed));
   return verdict(variants > 0);
 }
