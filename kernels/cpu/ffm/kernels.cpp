@@ -19,6 +19,8 @@ LGLD_INLINE T as(T value, T) {
 LGLD_INLINE float as(Float16 value, float) { return widen(value); }
 LGLD_INLINE float as(BFloat16 value, float) { return widen(value); }
 
+int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 template <class T>
 constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
 
@@ -232,6 +234,19 @@ LGLD_INLINE V load_lanes(const E* p, Int<V::kLanes>) {
   return V::load(p);
 }
 
+// The first `count` elements of a bundle, which may end earlier.
+template <class T, int N, class E>
+LGLD_INLINE void store_bundle(const Bundle<T, N>& value, E* p, int64_t count) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  unroll<N - 1>([&](auto k) LGLD_INLINE_LAMBDA { value.at[k].store(p + k * kLanes); });
+  const int64_t left = count - (N - 1) * kLanes;
+  if (left >= kLanes) {
+    value.at[N - 1].store(p + (N - 1) * kLanes);
+  } else {
+    value.at[N - 1].store_partial(p + (N - 1) * kLanes, static_cast<int>(left));
+  }
+}
+
 // The image's usual numbers of channels have code of their own.
 template <class F>
 LGLD_INLINE void with_inputs(int64_t inputs, F f) {
@@ -257,14 +272,17 @@ __attribute__((noinline)) void forward_plane(const FfmPlan& p, const FfmFold& fo
   const FfmShape& s = p.shape;
   const double* folded = fold.slope + c * s.features();
   const Slope<T, kIn> slope(folded, s.inputs);
+  constexpr int64_t kLanes = Vec<T>::kLanes;
   E* const row_buffer = reinterpret_cast<E*>(scratch.row);
   for (int64_t r = 0; r < strip.rows; ++r) {
     const Pixels<T, kIn> pixels{scratch.planes + r * s.out_width, scratch.sin, scratch.cos, strip.rows * s.out_width, s.inputs};
     const Vec<T> row = row_term<T>(fold, s, folded, fold.offset[c], strip.row + r);
     E* const result = row_of(y, strip.image, c, strip.row + r);
     E* const out = y.column == 1 ? result : row_buffer;
-    each_vector<T>(0, s.out_width, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
-      store_lanes(silu<T>(slope.at(pixels, row, j)), out + j, lanes);
+    each_bundle<kBundle>(ceil_of(s.out_width, kLanes), [&](auto n, int64_t first) LGLD_INLINE_LAMBDA {
+      const int64_t j = first * kLanes;
+      const auto u = Bundle<T, n.value>::make([&](auto k) LGLD_INLINE_LAMBDA { return slope.at(pixels, row, j + k * kLanes); });
+      store_bundle(silu(u), out + j, s.out_width - j);
     });
     if (y.column != 1)
       for (int64_t j = 0; j < s.out_width; ++j) result[j * y.column] = row_buffer[j];
@@ -365,27 +383,48 @@ __attribute__((noinline)) void backward_planes(const FfmPlan& p, const FfmFold& 
       const int64_t end = begin + kRun * V::kLanes < s.out_width ? begin + kRun * V::kLanes : s.out_width;
       Sums<T, kIn> sums[kChannels];
       each([&](auto m) LGLD_INLINE_LAMBDA { sums[m].clear(scratch.sums + (2 * m + 1) * s.inputs, s.inputs); });
-      each_vector<T>(begin, end, [&](int64_t j, auto lanes) LGLD_INLINE_LAMBDA {
-        V g[kChannels];
-        each([&](auto m) LGLD_INLINE_LAMBDA {
-          g[m] = load_lanes<V>(grad[m] + j, lanes) * silu_derivative<T>(slope(m).at(pixels, row[m], j));
-          sums[m].all = sums[m].all + g[m];
-          sums[m].col_sin = V::fma(g[m], V::load(pixels.sin + j), sums[m].col_sin);
-          sums[m].col_cos = V::fma(g[m], V::load(pixels.cos + j), sums[m].col_cos);
-          each_input([&](auto k) LGLD_INLINE_LAMBDA { sums[m].at(k) = V::fma(g[m], pixels.feature(k, j), sums[m].at(k)); });
+      // A bundle has some vectors of each channel: vector n of channel m is number n * kChannels + m.
+      each_bundle<kBundle / kChannels>(ceil_of(end - begin, V::kLanes), [&](auto vectors, int64_t first) LGLD_INLINE_LAMBDA {
+        using Both = Bundle<T, vectors.value * kChannels>;
+        const int64_t j = begin + first * V::kLanes, left = end - j - (vectors - 1) * V::kLanes;
+        const int lanes = static_cast<int>(left < V::kLanes ? left : V::kLanes);  // of the last vector
+        const auto u = Both::make([&](auto k) LGLD_INLINE_LAMBDA {
+          constexpr int m = k.value % kChannels;
+          return slope(Int<m>{}).at(pixels, row[m], j + k / kChannels * V::kLanes);
+        });
+        const auto grads = Both::make([&](auto k) LGLD_INLINE_LAMBDA {
+          constexpr int n = k.value / kChannels;
+          const E* const at = grad[k.value % kChannels] + j + n * V::kLanes;
+          return n + 1 < vectors.value || lanes == V::kLanes ? V::load(at) : V::load_partial(at, lanes);
+        });
+        const auto g = grads * silu_derivative(u);
+        unroll<vectors.value>([&](auto n) LGLD_INLINE_LAMBDA {
+          const int64_t i = j + n * V::kLanes;
+          each([&](auto m) LGLD_INLINE_LAMBDA {
+            const V one = g.at[n.value * kChannels + m.value];
+            sums[m].all = sums[m].all + one;
+            sums[m].col_sin = V::fma(one, V::load(pixels.sin + i), sums[m].col_sin);
+            sums[m].col_cos = V::fma(one, V::load(pixels.cos + i), sums[m].col_cos);
+            each_input([&](auto k) LGLD_INLINE_LAMBDA { sums[m].at(k) = V::fma(one, pixels.feature(k, i), sums[m].at(k)); });
+          });
         });
         if (projected == nullptr) return;
         each_input([&](auto k) LGLD_INLINE_LAMBDA {
           T* const at = projected + k * plane + r * s.out_width + j;
-          V sum = load_lanes<V>(at, lanes);
-          each([&](auto m) LGLD_INLINE_LAMBDA {
-            if constexpr (kIn > 0) {
-              sum = V::fma(slope(m).image[k], g[m], sum);
-            } else {
-              sum = V::fma(broadcast<T>(slope(m).all[k]), g[m], sum);
-            }
+          const auto sum = Bundle<T, vectors.value>::make([&](auto n) LGLD_INLINE_LAMBDA {
+            V value = n + 1 < vectors.value || lanes == V::kLanes ? V::load(at + n * V::kLanes)
+                                                                  : V::load_partial(at + n * V::kLanes, lanes);
+            each([&](auto m) LGLD_INLINE_LAMBDA {
+              const V one = g.at[n.value * kChannels + m.value];
+              if constexpr (kIn > 0) {
+                value = V::fma(slope(m).image[k], one, value);
+              } else {
+                value = V::fma(broadcast<T>(slope(m).all[k]), one, value);
+              }
+            });
+            return value;
           });
-          store_lanes(sum, at, lanes);
+          store_bundle(sum, at, end - j);
         });
       });
       each([&](auto m) LGLD_INLINE_LAMBDA {

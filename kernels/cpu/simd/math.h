@@ -1,8 +1,9 @@
 // exp, SiLU and its derivative on vectors: one function for every instruction set. Included behind a set's header.
 //
 // Their largest errors over all floats, subnormals included, are stated in elementwise/elementwise.h and measured by
-// tools/silu_ulp.cpp.
+// tools/silu_ulp.cpp. X is a vector or a bundle of vectors.
 #pragma once
+#include "bundle.h"
 
 namespace lgld {
 namespace {
@@ -35,60 +36,56 @@ struct ExpTable<double> {
 };
 
 // exp(t) = (1 + rest) * 2^exponent, rest within [-0.3, 0.5]: 1 + rest has an error of half an ulp more than rest.
-template <class T>
+template <class X>
 struct ExpParts {
-  Vec<T> rest, exponent;
-  LGLD_INLINE Vec<T> value() const { return scale(Vec<T>::broadcast(T(1)) + rest, exponent); }
+  X rest, exponent;
+  LGLD_INLINE X value() const { return scale(X::broadcast(1) + rest, exponent); }
 };
 
-template <class T>
-LGLD_INLINE ExpParts<T> exp_parts(Vec<T> t) {
-  using V = Vec<T>;
-  using Table = ExpTable<T>;
-  constexpr int kTerms = sizeof(Table::kTail) / sizeof(T);
-  const V shift = V::broadcast(Table::kRound);
-  const V n = V::fma(t, V::broadcast(Table::kLog2E), shift) - shift;
-  const V high = V::fma(n, V::broadcast(-Table::kLn2High), t);
-  const V r = V::fma(n, V::broadcast(-Table::kLn2Low), high);
-  V tail = V::broadcast(Table::kTail[kTerms - 1]);
+template <class X>
+LGLD_INLINE ExpParts<X> exp_parts(X t) {
+  using Table = ExpTable<Element<X>>;
+  constexpr int kTerms = sizeof(Table::kTail) / sizeof(Element<X>);
+  const X shift = X::broadcast(Table::kRound);
+  const X n = X::fma(t, X::broadcast(Table::kLog2E), shift) - shift;
+  const X high = X::fma(n, X::broadcast(-Table::kLn2High), t);
+  const X r = X::fma(n, X::broadcast(-Table::kLn2Low), high);
+  X tail = X::broadcast(Table::kTail[kTerms - 1]);
   unroll<kTerms - 1>([&](auto k)
-                         LGLD_INLINE_LAMBDA { tail = V::fma(tail, r, V::broadcast(Table::kTail[kTerms - 2 - k.value])); });
-  return {V::fma(tail, r * r, r), n};
+                         LGLD_INLINE_LAMBDA { tail = X::fma(tail, r, X::broadcast(Table::kTail[kTerms - 2 - k.value])); });
+  return {X::fma(tail, r * r, r), n};
 }
 
 // exp(x): 0 at -inf, inf at inf, NaN at NaN.
-template <class T>
-LGLD_INLINE Vec<T> exp(Vec<T> x) {
-  using V = Vec<T>;
+template <class X>
+LGLD_INLINE X exp(X x) {
   // min and max return their second operand where one is NaN.
-  const V t = V::min(V::broadcast(ExpTable<T>::kMost), V::max(V::broadcast(ExpTable<T>::kLeast), x));
-  return exp_parts<T>(t).value();
+  const X t = X::min(X::broadcast(ExpTable<Element<X>>::kMost), X::max(X::broadcast(ExpTable<Element<X>>::kLeast), x));
+  return exp_parts(t).value();
 }
 
 // x / (1 + exp(-x)), its limits at the infinities (inf and -0), NaN at NaN. exp of a positive number is never taken, so nothing
 // overflows; below zero x exp(x) / (1 + exp(x)) is scaled last, so that subnormal results are rounded once.
-template <class T>
-LGLD_INLINE Vec<T> silu(Vec<T> x) {
-  using V = Vec<T>;
-  const V t = V::max(V::broadcast(ExpTable<T>::kLeastSilu), V::min(x, -x));
-  const ExpParts<T> e = exp_parts<T>(t);
-  const V denominator = V::broadcast(T(1)) + e.value();
-  const typename V::Mask negative = V::less(x, V::zero());
-  const V quotient = V::select(negative, V::fma(t, e.rest, t), x) / denominator;
-  return V::select(negative, scale(quotient, e.exponent), quotient);
+template <class X>
+LGLD_INLINE X silu(X x) {
+  const X t = X::max(X::broadcast(ExpTable<Element<X>>::kLeastSilu), X::min(x, -x));
+  const ExpParts<X> e = exp_parts(t);
+  const X denominator = X::broadcast(1) + e.value();
+  const typename X::Mask negative = X::less(x, X::zero());
+  const X quotient = X::select(negative, X::fma(t, e.rest, t), x) / denominator;
+  return X::select(negative, scale(quotient, e.exponent), quotient);
 }
 
 // d silu(x) / dx = s + x s (1 - s), s = 1 / (1 + exp(-x)): 1 at inf, -0 at -inf, NaN at NaN.
-template <class T>
-LGLD_INLINE Vec<T> silu_derivative(Vec<T> x) {
-  using V = Vec<T>;
-  const V t = V::max(V::broadcast(ExpTable<T>::kLeastSilu), V::min(x, -x));
-  const V power = exp_parts<T>(t).value();
-  const V larger = V::broadcast(T(1)) / (V::broadcast(T(1)) + power);  // sigmoid(|x|)
-  const V smaller = power * larger;                                    // sigmoid(-|x|)
-  const typename V::Mask negative = V::less(x, V::zero());
-  const V product = t * (smaller * larger);
-  return V::select(negative, smaller + product, larger - product);
+template <class X>
+LGLD_INLINE X silu_derivative(X x) {
+  const X t = X::max(X::broadcast(ExpTable<Element<X>>::kLeastSilu), X::min(x, -x));
+  const X power = exp_parts(t).value();
+  const X larger = X::broadcast(1) / (X::broadcast(1) + power);  // sigmoid(|x|)
+  const X smaller = power * larger;                              // sigmoid(-|x|)
+  const typename X::Mask negative = X::less(x, X::zero());
+  const X product = t * (smaller * larger);
+  return X::select(negative, smaller + product, larger - product);
 }
 
 }  // namespace
