@@ -246,6 +246,8 @@ class Stage:
 
     Attributes:
         name: what it computes.
+        kernel: how; Winograd's F(outputs, window) for large maps.
+        reads, writes: names of buffers; "image" and "results" are the caller's.
         phase: stages of one phase run side by side, after all of the phases before.
         tasks: pieces that threads take one by one.
         multiply_adds, silus: arithmetic for one image.
@@ -253,6 +255,9 @@ class Stage:
     """
 
     name: str
+    kernel: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
     phase: int
     tasks: int
     multiply_adds: int
@@ -263,9 +268,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one image size is computed: the stages, and the bytes of workspace, of each thread's scratch and packed weights."""
+    """How one image size is computed: the stages, where each buffer begins in the workspace and its size, and the bytes of
+    workspace, of each thread's scratch and packed weights."""
 
     stages: tuple[Stage, ...]
+    buffers: dict[str, tuple[int, int]]
     workspace: int
     scratch: int
     packed_weights: int
@@ -281,11 +288,19 @@ def plan(network: FusedLGLDNet, height: int, width: int) -> Plan:
         raise ValueError(f"height and width must be at least 1 and at most 2^28 pixels together, but are {height} and {width}")
     library = _native.library()
     geometry = (ctypes.c_int64 * 5)(network.in_channels, network.base_channels, network.num_classes, height, width)
-    row, name = (ctypes.c_int64 * 9)(), ctypes.c_char_p()
+    row, names = (ctypes.c_int64 * 11)(), (ctypes.c_char_p * 2)()
+    buffers: dict[str, tuple[int, int]] = {}
+    while library.lgld_lgldnet_buffer(geometry, ctypes.c_int(len(buffers)), names, row):
+        buffers[(names[0] or b"").decode()] = (row[0], row[1])
+
+    def named(bits: int) -> tuple[str, ...]:
+        return tuple(name for k, name in enumerate(buffers) if bits >> k & 1)
+
     stages: list[Stage] = []
-    while library.lgld_lgldnet_stage(geometry, ctypes.c_int(len(stages)), ctypes.byref(name), row):
-        stages.append(Stage((name.value or b"").decode(), *row[:6]))
-    return Plan(tuple(stages), *row[6:9])
+    while library.lgld_lgldnet_stage(geometry, ctypes.c_int(len(stages)), names, row):
+        name, kernel = ((text or b"").decode() for text in names)
+        stages.append(Stage(name, kernel, named(row[0]), named(row[1]), *row[2:8]))
+    return Plan(tuple(stages), {name: place for name, place in buffers.items() if place[1]}, *row[8:11])
 
 
 def stage_times(network: FusedLGLDNet, x: Tensor, rounds: int = 20) -> Tensor:

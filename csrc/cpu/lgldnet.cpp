@@ -60,6 +60,16 @@ Tensor lgldnet_stage_times(const Tensor& x, const Tensor& parameters, int64_t ch
   return seconds;
 }
 
+// The active variant's plan for {in_channels, channels, classes, height, width}; false where they are out of range.
+bool plan_of(const int64_t* geometry, LgldnetPlan& plan) {
+  const LgldnetGeometry g{geometry[0], geometry[1], geometry[2], geometry[3], geometry[4]};
+  if (g.height < 1 || g.width < 1) return false;
+  if (g.height > kMostPixels || g.width > kMostPixels || g.height * g.width > kMostPixels) return false;
+  const LgldnetKernels& k = *active_cpu_variant().lgldnet;
+  plan = lgldnet_plan(g, k.vectors, k.pixel_block);
+  return true;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lgld_ops, CPU, m) {
@@ -71,17 +81,17 @@ STABLE_TORCH_LIBRARY_IMPL(lgld_ops, CPU, m) {
 
 extern "C" {
 
-// Row `index` of the plan for an image of that size: 0 behind the last stage or where the geometry is out of range.
-__attribute__((visibility("default"))) int lgld_lgldnet_stage(const int64_t* geometry, int index, const char** name,
+// Stage `index` of the plan for an image of that size, its name and kernel: 0 behind the last one or where the geometry is out
+// of range.
+__attribute__((visibility("default"))) int lgld_lgldnet_stage(const int64_t* geometry, int index, const char** names,
                                                               int64_t* row) {
-  const lgld::LgldnetGeometry g{geometry[0], geometry[1], geometry[2], geometry[3], geometry[4]};
-  if (index < 0 || index >= lgld::kLgldnetStages || g.height < 1 || g.width < 1) return 0;
-  if (g.height > lgld::kMostPixels || g.width > lgld::kMostPixels || g.height * g.width > lgld::kMostPixels) return 0;
-  const lgld::LgldnetKernels& k = *lgld::active_cpu_variant().lgldnet;
-  const lgld::LgldnetPlan plan = lgld::lgldnet_plan(g, k.vectors, k.pixel_block);
+  lgld::LgldnetPlan plan;
+  if (index < 0 || index >= lgld::kLgldnetStages || !lgld::plan_of(geometry, plan)) return 0;
   const lgld::LgldnetStage& s = plan.stages[index];
-  *name = s.name;
-  const int64_t values[] = {s.phase,
+  names[0] = s.name, names[1] = s.kernel;
+  const int64_t values[] = {s.reads,
+                            s.writes,
+                            s.phase,
                             s.tasks,
                             s.multiply_adds,
                             s.silus,
@@ -91,6 +101,16 @@ __attribute__((visibility("default"))) int lgld_lgldnet_stage(const int64_t* geo
                             plan.scratch * 4,
                             plan.packed.count * 4};
   std::copy(std::begin(values), std::end(values), row);
+  return 1;
+}
+
+// Buffer `index` of the same plan: where it begins in the workspace and its size, in bytes; the caller's have none.
+__attribute__((visibility("default"))) int lgld_lgldnet_buffer(const int64_t* geometry, int index, const char** name,
+                                                               int64_t* row) {
+  lgld::LgldnetPlan plan;
+  if (index < 0 || index >= lgld::kLgldnetBuffers || !lgld::plan_of(geometry, plan)) return 0;
+  const lgld::LgldnetBuffer& b = plan.buffers[index];
+  *name = b.name, row[0] = b.begin * 4, row[1] = b.floats * 4;
   return 1;
 }
 

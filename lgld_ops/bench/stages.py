@@ -37,6 +37,7 @@ def measure(case: NetworkCase, rounds: int, threads: int) -> dict[str, Any]:
         stages.append(
             {
                 "name": stage.name,
+                "kernel": stage.kernel,
                 "seconds": taken,
                 "multiply_adds": stage.multiply_adds,
                 "silus": stage.silus,
@@ -62,7 +63,7 @@ def total(figures: Mapping[str, Any]) -> dict[str, Any]:
     """All stages in one row."""
     stages = figures["stages"]
     names = ("seconds", "multiply_adds", "silus", "bytes", "floor_seconds")
-    return {"name": "sum", **{name: sum(stage[name] for stage in stages) for name in names}}
+    return {"name": "sum", "kernel": "", **{name: sum(stage[name] for stage in stages) for name in names}}
 
 
 def stage_table(figures: Mapping[str, Any]) -> RenderableType:
@@ -72,6 +73,7 @@ def stage_table(figures: Mapping[str, Any]) -> RenderableType:
     title = f"Stages of the fused network, one image of {size}, {figures['variant']}, {threads} ({figures['rounds']} rounds)"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
+    table.add_column("kernel", no_wrap=True)
     for heading in ("median ms", "M MAC", "M SiLU", "MB", "GB/s", "floor ms", "floor / time"):
         table.add_column(heading, justify="right")
     rows = [*figures["stages"], total(figures)]
@@ -79,6 +81,7 @@ def stage_table(figures: Mapping[str, Any]) -> RenderableType:
         seconds = row["seconds"]
         table.add_row(
             row["name"],
+            row["kernel"],
             f"{1e3 * seconds:.3f}",
             f"{row['multiply_adds'] / 1e6:.1f}",
             f"{row['silus'] / 1e6:.2f}",

@@ -125,7 +125,10 @@ LgldnetPacked lgldnet_packed(const LgldnetGeometry& g, const LgldnetVectors& v) 
   p.pw3 = layout.take(c * columns), p.pw3_bias = layout.take(columns);
   p.pw5 = layout.take(c * columns), p.pw5_bias = layout.take(columns);
   p.project = layout.take(2 * c * columns);
-  p.wide = layout.take(64 * c * columns), p.near = layout.take(36 * c * columns), p.context_bias = layout.take(columns);
+  p.wide = layout.take(64 * c * columns), p.near = layout.take(36 * c * columns);
+  for (int u = 0; u < 5; ++u) p.wide_taps[u] = layout.take(kWideTaps[u].count * c * columns);
+  p.near_taps = layout.take(9 * c * columns);
+  p.context_bias = layout.take(columns);
   p.head = layout.take(c * columns), p.head_bias = layout.take(columns);
   p.count = layout.at;
   return p;
@@ -234,6 +237,18 @@ void lgldnet_fold(const LgldnetGeometry& g, const LgldnetVectors& v, const float
     }
   pack_winograd<3>(kPoints5, 5, wide, c, columns, width, out + packed.wide);
   pack_winograd<2>(kPoints3, 3, near, c, columns, width, out + packed.near);
+  for (int u = 0; u < 5; ++u) {
+    const LgldnetTaps& taps = kWideTaps[u];
+    const Panels row{out + packed.wide_taps[u], taps.count * c, columns, width};
+    for (int64_t k = 0; k < row.depth; ++k)
+      for (int64_t co = 0; co < c; ++co)
+        row.at(k, co) = static_cast<float>(wide[(co * c + k % c) * 25 + u * 5 + 2 + taps.first + k / c * taps.step]);
+  }
+  for (int64_t t = 0; t < 9; ++t) {
+    const Panels tap{out + packed.near_taps + t * c * columns, c, columns, width};
+    for (int64_t ci = 0; ci < c; ++ci)
+      for (int64_t co = 0; co < c; ++co) tap.at(ci, co) = static_cast<float>(near[(co * c + ci) * 9 + t]);
+  }
   for (int64_t co = 0; co < c; ++co) {
     double sum = p[at.compress_bias + co];
     for (int k = 0; k < 3; ++k)

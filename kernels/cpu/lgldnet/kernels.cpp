@@ -2,6 +2,7 @@
 #include LGLD_SIMD_HEADER
 
 #include "context.h"
+#include "direct.h"
 #include "head.h"
 #include "lgldnet.h"
 #include "local.h"
@@ -14,8 +15,8 @@ void run(const LgldnetCall& call, int stage, int64_t task, float* scratch) {
   switch (stage) {
     case kLocalStem: return local_stem(call, task, scratch);
     case kGlobalStem: return global_stem(call, task, scratch);
-    case kWideContext: return wide_context(call, task, scratch);
-    case kNearContext: return near_context(call, task, scratch);
+    case kWideContext: return (call.plan->direct ? wide_taps : wide_context)(call, task, scratch);
+    case kNearContext: return (call.plan->direct ? near_taps : near_context)(call, task, scratch);
     case kLocalFeatures: return local_features(call, task, scratch);
     case kGates: return gates(call, task, scratch);
     case kHead: return head(call, task, scratch);

@@ -6,7 +6,8 @@
 //   - the four sinusoids of the Fourier mixer are a term for each row plus a term for each column;
 //   - `compress` is folded into the three dilated convolutions, whose outputs are then summed. Those of dilation 4 and 8 are
 //     one 5x5 convolution (17 taps that are not zero) on each of the 16 grids of pixels with equal (i mod 4, j mod 4), done as
-//     Winograd F(4x4, 5x5); that of dilation 2 is a 3x3 convolution on each of the 4 grids (i mod 2, j mod 2), F(4x4, 3x3);
+//     Winograd F(4x4, 5x5); that of dilation 2 is a 3x3 convolution on each of the 4 grids (i mod 2, j mod 2), F(4x4, 3x3). On
+//     small maps, most of whose windows lie in the padding, both are done tap by tap instead (kDirectPixels in plan.cpp);
 //   - pooling commutes with the gates, so the gated, the blended and the head's map are never stored.
 //
 // Maps are channels last, channels padded with zeros to whole vectors. The caller brings all memory and the threads: it runs
@@ -59,8 +60,9 @@ struct LgldnetPacked {
   int64_t stem_bias, hidden_bias, span, span_bias, stem_shift;
   int64_t mixer[2];  // [in][C]
   int64_t dw3, dw5, pw3, pw3_bias, pw5, pw5_bias, project;
-  int64_t wide;  // F(4x4, 5x5): 64 times panels [C][C]
-  int64_t near;  // F(4x4, 3x3): 36 times panels [C][C]
+  int64_t wide;                     // F(4x4, 5x5): 64 times panels [C][C]
+  int64_t near;                     // F(4x4, 3x3): 36 times panels [C][C]
+  int64_t wide_taps[5], near_taps;  // the same tap by tap: panels [taps * C][C] for each row of the 5x5 window, 9 times [C][C]
   int64_t context_bias;
   int64_t head, head_bias;
   int64_t count;
@@ -88,10 +90,37 @@ enum LgldnetStageName {
   kLgldnetStages
 };
 
+// A wide window's row u - 2 has taps first, first + step, ... on the grids of dilation 4.
+struct LgldnetTaps {
+  int first, step, count;
+};
+constexpr LgldnetTaps kWideTaps[5] = {{-2, 2, 3}, {-1, 1, 3}, {-2, 1, 5}, {-1, 1, 3}, {-2, 2, 3}};
+
+// What stages read and write: the workspace's buffers, behind the image and before the results.
+enum LgldnetBufferName {
+  kImage,
+  kStemMap,
+  kMixerMap,
+  kContextMap,
+  kLocalMap,
+  kLocalSums,
+  kContextSums,
+  kHeadSums,
+  kBlend,
+  kResults,
+  kLgldnetBuffers
+};
+
+struct LgldnetBuffer {
+  const char* name;
+  int64_t begin, floats;  // in the workspace; 0 floats: the caller's
+};
+
 // A stage's tasks touch disjoint parts of its result. `phase`, which never falls from one stage to the next, orders them: a
 // phase needs all of those before it.
 struct LgldnetStage {
-  const char* name;
+  const char *name, *kernel;
+  unsigned reads, writes;  // a bit for each LgldnetBufferName
   int phase;
   int64_t tasks;
   int64_t multiply_adds, silus;       // of one image
@@ -116,6 +145,7 @@ struct LgldnetPlan {
   int64_t context_columns, context_grid;
   int64_t wide_rows, wide_cols, wide_grids_i, wide_grids_j;  // tiles of a grid; grids that have pixels
   int64_t near_rows, near_cols, near_grids_i, near_grids_j;
+  bool direct;                     // tap by tap, a task a row of the map
   int64_t wide_block, near_block;  // tiles of a task
   int64_t wide_pitch, near_pitch;  // floats from one of Winograd's frequencies to the next
 
@@ -131,6 +161,7 @@ struct LgldnetPlan {
   int64_t tables;                               // floats: FFM's row terms, then its column terms
   int phases;
   LgldnetStage stages[kLgldnetStages];
+  LgldnetBuffer buffers[kLgldnetBuffers];
 };
 
 // A function of its arguments alone.

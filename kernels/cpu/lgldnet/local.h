@@ -41,10 +41,11 @@ LGLD_NOINLINE void depthwise_tile(const float* map, int64_t map_row, int64_t col
   }
 }
 
-// y = SiLU(y) over `pixels` rows, adding each channel to `sums`.
+// y = SiLU(y) over `pixels` rows, adding each channel to `sums`: the strip's own sum first, which keeps the error of adding few
+// values to a large sum from growing with their number.
 LGLD_INLINE void silu_and_sum(const float* from, int64_t pixels, int64_t columns, float* to, float* sums) {
   for (int64_t c = 0; c < columns; c += F::kLanes) {
-    F sum[4] = {F::load(sums + c), F::zero(), F::zero(), F::zero()};
+    F sum[4] = {F::zero(), F::zero(), F::zero(), F::zero()};
     int64_t j = 0;
     const auto one = [&](int64_t pixel) LGLD_INLINE_LAMBDA {
       const F y = silu(F::load(from + pixel * columns + c));
@@ -53,7 +54,7 @@ LGLD_INLINE void silu_and_sum(const float* from, int64_t pixels, int64_t columns
     };
     for (; j + 4 <= pixels; j += 4) unroll<4>([&](auto k) LGLD_INLINE_LAMBDA { sum[k] = sum[k] + one(j + k); });
     for (; j < pixels; ++j) sum[0] = sum[0] + one(j);
-    ((sum[0] + sum[1]) + (sum[2] + sum[3])).store(sums + c);
+    (F::load(sums + c) + ((sum[0] + sum[1]) + (sum[2] + sum[3]))).store(sums + c);
   }
 }
 
