@@ -299,10 +299,10 @@ def test_the_plan_of_the_network() -> None:
     cells = {(cell.case, cell.threads): cell for cell in plan.default() if isinstance(cell.case, NetworkCase)}
     names = {key: {one.name for one in cell.opponents} for key, cell in cells.items()}
     runtimes = {"ONNX Runtime", "OpenVINO f32", "OpenVINO bf16", "ncnn"}
-    for key in ((NetworkCase(), 2), (NetworkCase(), 1)):
-        assert {"reference, torch.compile + freezing", *runtimes, *ESSENTIAL} <= names[key]
+    float32 = {"reference, eager channels_last", "reference, torch.compile + freezing", *runtimes - {"OpenVINO bf16"}}
+    for key in ((NetworkCase(), 2), (NetworkCase(), 1), (NetworkCase(8), 2), (NetworkCase(32), 2)):
+        assert {*float32, *ESSENTIAL} <= names[key]
     assert "AlexNet, torch.compile + freezing" in names[NetworkCase(), 2]
-    assert not any(one.compiled or one.role == "other network" for one in cells[NetworkCase(8), 2].opponents)
-    assert runtimes <= names[NetworkCase(8), 2]
-    assert names[NetworkCase(32), 2] == {*ESSENTIAL, "OpenVINO f32"}
+    assert not any(one.role == "other network" for one in cells[NetworkCase(8), 2].opponents)
+    assert "OpenVINO bf16" in names[NetworkCase(), 2]
     assert replace(NetworkCase(8), mode=TRAINING) in {case for case, _ in cells}
