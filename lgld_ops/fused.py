@@ -299,15 +299,18 @@ def stage_times(network: FusedLGLDNet, x: Tensor, rounds: int = 20) -> Tensor:
 def drop_workspaces() -> None:
     """Give back the memory that fused networks keep between calls: packed weights, plans, workspaces. The next call plans anew.
 
-    At most four networks, eight image sizes each and 512 MiB of idle workspaces are kept in any case.
+    At most four networks and eight image sizes of each are kept, and of each size as many workspaces as were in use at once, or
+    eight. Where idle ones hold more than 512 MiB together, those of the networks and sizes used longest ago are given back; the
+    one used last is kept, however large.
     """
     if _native.loaded():
         _native.library().lgld_lgldnet_clear()
 
 
 def cached() -> dict[str, int]:
-    """What is kept between calls: bytes, networks, plans and idle workspaces."""
-    size, counts = ctypes.c_int64(), (ctypes.c_int64 * 3)()
+    """What is kept between calls: bytes, networks, plans and idle workspaces; and how many workspaces were made since
+    `drop_workspaces`: repeated calls make none."""
+    size, counts = ctypes.c_int64(), (ctypes.c_int64 * 4)()
     if _native.loaded():
         _native.library().lgld_lgldnet_cached(ctypes.byref(size), counts)
-    return {"bytes": size.value, "networks": counts[0], "plans": counts[1], "workspaces": counts[2]}
+    return {"bytes": size.value, "networks": counts[0], "plans": counts[1], "workspaces": counts[2], "made": counts[3]}

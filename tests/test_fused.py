@@ -6,7 +6,7 @@ import copy
 import ctypes
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -322,7 +322,7 @@ def test_several_threads_at_once() -> None:
 
 def test_what_is_kept_is_bounded_and_droppable() -> None:
     fused.drop_workspaces()
-    assert fused.cached() == {"bytes": 0, "networks": 0, "plans": 0, "workspaces": 0}
+    assert fused.cached() == {"bytes": 0, "networks": 0, "plans": 0, "workspaces": 0, "made": 0}
     for seed in range(6):
         fuse(network_of(3, 8, 4, seed))(image(1, 3, 16, 16))
     assert fused.cached()["networks"] == 4
@@ -438,7 +438,7 @@ print("ok")
     assert done.stdout.strip() == "ok"
 
 
-def test_a_call_allocates_nothing_but_its_result() -> None:
+def test_calls_keep_no_memory_but_their_results() -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallinfo2"):
         pytest.skip("the C library does not count its allocations")
@@ -457,6 +457,80 @@ def test_a_call_allocates_nothing_but_its_result() -> None:
     # 50 results of 4 logits, with what Python and torch keep for a tensor.
     assert (after.field7 + after.field4) - (before.field7 + before.field4) < 50 * 2048
     assert len(results) == 53
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads until the test is over, which begins and ends without workspaces."""
+    before = torch.get_num_threads()
+    fused.drop_workspaces()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+    fused.drop_workspaces()
+
+
+def made(fast: fused.FusedLGLDNet, x: Tensor, calls: int = 3) -> int:
+    """How many workspaces so many calls make."""
+    before = fused.cached()["made"]
+    for _ in range(calls):
+        fast(x)
+    return fused.cached()["made"] - before
+
+
+def test_repeated_calls_make_no_workspace(threads: Callable[[int], None]) -> None:
+    fast = fuse(network_of(3, 8, 4))
+    x = image(1, 3, 64, 64)
+    for count in range(1, 11):  # each needs a workspace larger than all before, and eight are kept
+        threads(count)
+        fast(x)
+        assert made(fast, x, 20) == 0
+    assert fused.cached()["workspaces"] == 8
+
+
+def side_of(fast: fused.FusedLGLDNet, workspace: float) -> int:
+    """Of images whose workspace has that many MiB, about."""
+    return round(1000 * (workspace * 2**20 / fused.plan(fast, 1000, 1000).workspace) ** 0.5)
+
+
+def test_the_size_in_use_is_kept_where_others_fill_the_bounds(threads: Callable[[int], None]) -> None:
+    threads(2)
+    fast = fuse(network_of(1, 4, 1))
+    for workspace in (200, 201, 202):  # MiB; 512 are kept
+        x = image(1, 1, *2 * [side_of(fast, workspace)])
+        fast(x)
+        assert made(fast, x) == 0
+    assert fused.cached()["workspaces"] == 2
+
+
+def test_a_size_beyond_the_bounds_is_kept_while_it_is_in_use(threads: Callable[[int], None]) -> None:
+    threads(2)
+    fast = fuse(network_of(1, 4, 1))
+    small, huge = image(1, 1, 8, 8), image(1, 1, *2 * [side_of(fast, 540)])
+    fast(small)
+    fast(huge)
+    assert fused.cached()["bytes"] > 512 * 2**20
+    assert made(fast, huge) == 0
+    fast(small)
+    assert fused.cached()["bytes"] < 2**20
+
+
+def test_as_many_workspaces_are_kept_as_were_in_use_at_once(threads: Callable[[int], None]) -> None:
+    fast = fuse(network_of(3, 8, 4))
+    x = image(1, 3, 300, 300)
+    callers = 16
+    ready = threading.Barrier(callers)
+
+    def call() -> None:
+        for _ in range(5):
+            ready.wait()
+            fast(x)
+
+    workers = [threading.Thread(target=call) for _ in range(callers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert fused.cached()["made"] <= callers
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
