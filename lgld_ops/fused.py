@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import _native
 from .canonical import NORMS, check_structure, flat, named, parameter_shapes, sizes_of
@@ -39,8 +40,13 @@ class FusedLGLDNet(nn.Module):
     device is a ValueError, a wrong dtype a TypeError, training a RuntimeError.
 
     The module keeps the published parameters only, as one tensor; what the kernels need is derived from it when it first
-    runs, so a pickle or a saved file works on every processor. It has no gradient and stays in eval mode. It may be called
-    from several threads at once, inside `torch.compile` and by `torch.export`.
+    runs, so a pickle or a saved file works on every processor. It may be called from several threads at once, inside
+    `torch.compile` and by `torch.export`. After a parallel call a forked child needs `torch.set_num_threads(1)`, as for any
+    torch op: OpenMP's threads do not survive a fork, and the child would wait for them.
+
+    It has no gradient, computes in float32 (after `half()` or `double()` every call is a TypeError) and stays in eval mode:
+    `train()` of a model that contains it raises too, when it comes to this module, and those before it are in train mode then;
+    `eval()` of that model brings them back.
 
     Attributes:
         in_channels, base_channels, num_classes: the network's sizes.
@@ -88,6 +94,7 @@ class FusedLGLDNet(nn.Module):
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, but is a {type(x).__name__}")
+        self._check_state(x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x must have shape [B, {self.in_channels}, H, W], but has {list(x.shape)}")
         if x.dtype != torch.float32:
@@ -95,21 +102,27 @@ class FusedLGLDNet(nn.Module):
             raise TypeError(f"x must be float32, but is {x.dtype}{hint}")
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ValueError(f"x must have at least one row and column, but has shape {list(x.shape)}")
-        self._check_device(x)
-        if x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("x requires a gradient, and a fused LGLD-Net has none: use the network it was made from")
 
-    def _check_device(self, x: Tensor) -> None:
-        if x.device.type != "cpu" or self.weights.device.type != "cpu":
-            raise ValueError(f"x and the network must be on the CPU, but are on {x.device} and {self.weights.device}")
+    def _check_state(self, x: Tensor) -> None:
+        """What has nothing to do with the image's shape and dtype."""
+        weights = self.weights
+        if weights.dtype != torch.float32:
+            raise TypeError(f"weights must be float32, but are {weights.dtype}: fuse or load the network again")
+        if x.device.type != "cpu" or weights.device.type != "cpu":
+            raise ValueError(f"x and the network must be on the CPU, but are on {x.device} and {weights.device}")
+        backward = torch.is_grad_enabled()
+        forward = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+        for who, tensor in (("x requires", x), ("weights require", weights)):
+            if (backward and tensor.requires_grad) or (forward and forward_ad.unpack_dual(tensor).tangent is not None):
+                raise RuntimeError(f"{who} a gradient, and a fused LGLD-Net has none: use the network it was made from")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, num_classes] of images x [B, in_channels, H, W], float32, values in [0, 1], any strides.
 
         Raises:
-            TypeError: x is no tensor or not float32.
+            TypeError: x is no tensor, or x or the weights are not float32.
             ValueError: x has another shape or is not on the CPU.
-            RuntimeError: x requires a gradient where gradients are on, or there is not enough memory.
+            RuntimeError: x or the weights require a gradient where gradients are on, or there is not enough memory.
         """
         self._check(x)
         return self._run(x)[0]
@@ -128,10 +141,12 @@ class FusedLGLDNet(nn.Module):
             layout: "NHWC" or "NCHW"; None takes the one whose number of channels fits.
 
         Raises:
-            TypeError: images are no tensor or array, or not uint8.
+            TypeError: images are no tensor or array, or not uint8, or the weights are not float32.
             ValueError: the shape fits no layout, or both and `layout` does not say which.
         """
         if not isinstance(images, Tensor):
+            if not hasattr(images, "__array_interface__"):
+                raise TypeError(f"images must be a torch.Tensor or a numpy.ndarray, but are a {type(images).__name__}")
             # torch takes neither read-only memory nor negative strides.
             shares = images.flags.writeable and all(stride >= 0 for stride in images.strides)
             images = torch.as_tensor(images if shares else images.copy())
@@ -153,7 +168,7 @@ class FusedLGLDNet(nn.Module):
             x = x.permute(0, 3, 1, 2)
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ValueError(f"images must have at least one row and column, but have shape {list(images.shape)}")
-        self._check_device(x)
+        self._check_state(x)
         return self._run(x)[0]
 
     def canonical_state_dict(self) -> dict[str, Tensor]:

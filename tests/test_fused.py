@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import lgld_ops
 from lgld_ops import _native, canonical, fuse, fused, reference
@@ -547,6 +548,37 @@ def test_eval_only() -> None:
     assert not list(fast.parameters())
 
 
+def test_no_silent_zero_gradient() -> None:
+    fast = fuse(network_of(3, 8, 4))
+    x = image(1, 3, 8, 8)
+    with pytest.raises(RuntimeError, match="x requires a gradient"):
+        torch.func.jvp(fast, (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="x requires a gradient"):
+        fast.features(forward_ad.make_dual(x, x))
+    with pytest.raises(RuntimeError, match="weights require a gradient"):
+        torch.func.jvp(
+            lambda w: torch.func.functional_call(fast, {"weights": w}, (x,)), (fast.weights,), (torch.ones_like(fast.weights),)
+        )
+    expected = fast(x)
+    fast.weights.requires_grad_()
+    for call in (fast, fast.features, lambda x: fast.predict((255 * x).to(torch.uint8))):
+        with pytest.raises(RuntimeError, match="weights require a gradient"):
+            call(x)
+    with torch.no_grad():
+        assert torch.equal(fast(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_stay_float32(dtype: torch.dtype) -> None:
+    fast = fuse(network_of(3, 8, 4)).to(dtype)
+    x = image(1, 3, 8, 8)
+    for argument in (x, x.to(dtype)):
+        with pytest.raises(TypeError, match=f"weights must be float32, but are {dtype}"):
+            fast(argument)
+    with pytest.raises(TypeError, match=f"weights must be float32, but are {dtype}"):
+        fast.predict((255 * x).to(torch.uint8))
+
+
 @pytest.mark.parametrize(
     ("x", "kind", "message"),
     [
@@ -571,6 +603,9 @@ def test_bad_images(x: Tensor, kind: type[Exception], message: str) -> None:
     ("images", "layout", "kind", "message"),
     [
         (torch.zeros(1, 8, 8, 3), None, TypeError, "must be uint8, but are torch.float32"),
+        ([1, 2], None, TypeError, r"images must be a torch\.Tensor or a numpy\.ndarray, but are a list"),
+        ("abc", None, TypeError, "but are a str"),
+        (None, None, TypeError, "but are a NoneType"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), None, ValueError, "must have 4 dimensions"),
         (torch.zeros(1, 8, 8, 5, dtype=torch.uint8), None, ValueError, r"\[B, H, W, 3\] or \[B, 3, H, W\]"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "NHWC", ValueError, r"must have shape \[B, H, W, 3\], but have"),
