@@ -207,7 +207,8 @@ def fuse(model: nn.Module, *, image_size: Sequence[int] | None = None, classes: 
     """An inference module that computes what `model.eval()` does, as one op.
 
     The parameters are copied: later changes of `model` do not reach the result. BatchNorm is folded, the dilated convolutions
-    merged and transformed when it first runs; every step is exact but for rounding.
+    merged and transformed when it first runs; every step is exact but for rounding. Both then compute the logits of one small
+    image, `model` in eval mode where it is; its mode and torch's random state are left as they were, its hooks are called.
 
     Args:
         model: LGLD-Net: `lgld_ops.reference.LGLDNet`, `lgld_ops.LGLDNet`, or any module whose state dict has the published
@@ -217,7 +218,9 @@ def fuse(model: nn.Module, *, image_size: Sequence[int] | None = None, classes: 
 
     Raises:
         TypeError: `model` is no nn.Module.
-        ValueError: `model` has another structure, or base_channels is not a multiple of 4.
+        ValueError: `model` has another structure, base_channels is not a multiple of 4, it is on the meta device, or its logits
+            of that image are others, by more than 1e-4 of the terms they are sums of (5 % where `model` rounds to fewer than 24
+            bits).
         RuntimeError: the package has no compiled library.
     """
     if isinstance(model, FusedLGLDNet):
@@ -237,8 +240,51 @@ def fuse(model: nn.Module, *, image_size: Sequence[int] | None = None, classes: 
     sizes = sizes_of(state)
     shapes = parameter_shapes(*sizes)
     check_structure(model, shapes)
+    if any(tensor.is_meta for tensor in state.values()):
+        raise ValueError("model must have values for its parameters, but is on the meta device")
     eps = [float(getattr(model.get_submodule(name), "eps", 1e-5)) for name in NORMS]
-    return FusedLGLDNet(flat(state, shapes, eps), *sizes, image_size=image_size, classes=classes)
+    fast = FusedLGLDNet(flat(state, shapes, eps), *sizes, image_size=image_size, classes=classes)
+    _compare(model, fast, state["head.6.weight"])
+    return fast
+
+
+def _compare(model: nn.Module, fast: FusedLGLDNet, last: Tensor) -> None:
+    """Names and shapes leave open what `model` computes with its parameters, of which `last` is the last layer's weight."""
+    x = torch.rand(1, fast.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    theirs = _eval_logits(model, x.to(last))
+    with torch.no_grad():
+        ours = fast(x)
+        if theirs.shape != ours.shape:
+            raise ValueError(f"model must compute logits of shape {list(ours.shape)}, but they have {list(theirs.shape)}")
+        difference = float((theirs - ours).abs().max())
+        # What the logits are sums of, biases apart: those may outweigh all that depends on the image.
+        scale = float((fast.features(x).abs() @ last.to(x).abs().T).max())
+    # Where a GPU, or the CPU by this setting, may use fewer bits for float32.
+    exact = last.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    tolerance = 1e-4 if exact and last.dtype in (torch.float32, torch.float64) else 0.05
+    if difference > tolerance * scale:
+        raise ValueError(
+            "model must compute what LGLD-Net does with its parameters, but computes something else: the logits of an image "
+            f"differ by up to {difference:.2g}, where rounding accounts for {tolerance * scale:.2g}"
+        )
+
+
+def _eval_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """On the CPU in float32, with everything as it was before."""
+    modes = {module: module.training for module in model.modules()}
+    devices = [x.device] if x.device.type == "cuda" else []
+    try:
+        for module in modes:
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False):
+            return model(x).to("cpu", torch.float32)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise ValueError(
+            f"model must turn an image of shape {list(x.shape)} into logits, but fails: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def load(path: str | os.PathLike[str]) -> FusedLGLDNet:

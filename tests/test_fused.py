@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,6 +253,11 @@ def test_structures_that_are_accepted() -> None:
             super().__init__()
             for name, child in base.named_children():
                 self.add_module(name, copy.deepcopy(child))
+
+        def forward(self, x: Tensor) -> Tensor:
+            fused: Tensor = self.lgfm(self.lfa(self.local_stem(x)), self.gce(self.global_stem(x)))
+            logits: Tensor = self.head(fused)
+            return logits
 
     ours = lgld_ops.LGLDNet(3, 16, 4)
     ours.load_state_dict(base.state_dict())
@@ -641,6 +647,61 @@ def test_bad_models() -> None:
         fuse(network_of(3, 8, 4), classes=["a", "b"])
     with pytest.raises(ValueError, match="image_size must be two positive ints"):
         fuse(network_of(3, 8, 4), image_size=(0, 4))
+
+
+class Altered(reference.LGLDNet):
+    """LGLD-Net with something behind the logits."""
+
+    def __init__(self, *sizes: int, behind: Callable[[Tensor], object]) -> None:
+        super().__init__(*sizes)
+        self.behind = behind
+
+    def forward(self, x: Tensor) -> Any:
+        return self.behind(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("behind", "message"),
+    [
+        (lambda y: y.softmax(1), "computes something else: the logits of an image differ by up to"),
+        (lambda y: y[:, :2], r"logits of shape \[1, 4\], but they have \[1, 2\]"),
+        (lambda y: {"logits": y}, r"into logits, but fails: AttributeError: 'dict'"),
+        (lambda y: y @ y, r"image of shape \[1, 3, 16, 16\] into logits, but fails: RuntimeError"),
+    ],
+)
+def test_models_that_compute_something_else(behind: Callable[[Tensor], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fuse(Altered(3, 8, 4, behind=behind))
+
+
+@pytest.mark.parametrize("name", ["local_stem.act", "lfa.dw5.2", "gce.act", "head.2"])
+def test_other_activations_are_noticed(name: str) -> None:
+    network = network_of(3, 8, 4)
+    network.set_submodule(name, nn.ReLU())
+    with pytest.raises(ValueError, match="computes something else"):
+        fuse(network)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_are_fused(dtype: torch.dtype) -> None:
+    for seed in range(10):
+        network = network_of(3, 4 * (1 + seed), 1 + seed % 4, seed).to(dtype)
+        x = image(1, 3, 20, 20)
+        assert torch.equal(fuse(network)(x), fuse(network.float())(x))
+
+
+def test_fuse_leaves_the_model_as_it_was() -> None:
+    network = network_of(3, 8, 4).train()
+    network.gce.eval()
+    modes = [module.training for module in network.modules()]
+    state = copy.deepcopy(network.state_dict())
+    random = torch.get_rng_state()
+    fuse(network)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    with pytest.raises(ValueError, match="but is on the meta device"):
+        fuse(network.to("meta"))
 
 
 def test_bad_arguments_of_the_op() -> None:
