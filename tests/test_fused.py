@@ -52,6 +52,14 @@ def network_of(in_channels: int = 3, channels: int = 64, classes: int = 4, seed:
     return network
 
 
+def trained() -> reference.LGLDNet:
+    """The checkpoint in examples/."""
+    path = Path(__file__).resolve().parents[1] / "examples" / "lgldnet_bccd.safetensors"
+    network, _ = load_network(path, network=reference.LGLDNet)
+    assert isinstance(network, reference.LGLDNet)
+    return network
+
+
 def image(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -160,9 +168,10 @@ def test_error_of_many_networks(smallest: int, largest: int, record_property: Ca
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_scaled_images(scale: float) -> None:
-    network = network_of()
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("weights", ["random", "trained"])
+def test_scaled_images(weights: str, scale: float) -> None:
+    network = trained() if weights == "trained" else network_of()
     x = scale * image(1, 3, 96, 80)
     ours = fuse(network)(x)
     exact = copy.deepcopy(network).double()(x.double()).detach()
