@@ -477,9 +477,8 @@ def test_calls_keep_no_memory_but_their_results() -> None:
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """Sets torch's number of threads until the test is over, which begins and ends without workspaces."""
+    """Sets torch's number of threads until the test is over, which ends without workspaces."""
     before = torch.get_num_threads()
-    fused.drop_workspaces()
     yield torch.set_num_threads
     torch.set_num_threads(before)
     fused.drop_workspaces()
@@ -495,6 +494,7 @@ def made(fast: fused.FusedLGLDNet, x: Tensor, calls: int = 3) -> int:
 
 def test_repeated_calls_make_no_workspace(threads: Callable[[int], None]) -> None:
     fast = fuse(network_of(3, 8, 4))
+    fused.drop_workspaces()  # that of the image which fuse() compares
     x = image(1, 3, 64, 64)
     for count in range(1, 11):  # each needs a workspace larger than all before, and eight are kept
         threads(count)
@@ -532,6 +532,7 @@ def test_a_size_beyond_the_bounds_is_kept_while_it_is_in_use(threads: Callable[[
 
 def test_as_many_workspaces_are_kept_as_were_in_use_at_once(threads: Callable[[int], None]) -> None:
     fast = fuse(network_of(3, 8, 4))
+    fused.drop_workspaces()
     x = image(1, 3, 300, 300)
     callers = 16
     ready = threading.Barrier(callers)

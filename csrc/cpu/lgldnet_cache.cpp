@@ -66,7 +66,7 @@ struct LgldnetSize {
   }
   LgldnetPlan plan;
   Floats tables;
-  std::list<LgldnetWorkspace> idle;  // most recently used last
+  std::list<LgldnetWorkspace> idle;  // most recently used first
 };
 
 struct LgldnetNetwork {
@@ -108,8 +108,8 @@ Cache& cache() {
 }
 
 void drop_oldest(Cache& c, LgldnetSize& size) {
-  c.idle_bytes -= size.idle.front().memory.bytes();
-  size.idle.pop_front();
+  c.idle_bytes -= size.idle.back().memory.bytes();
+  size.idle.pop_back();
 }
 
 void drop_idle(Cache& c, LgldnetSize& size) {
@@ -191,7 +191,7 @@ LgldnetLease::~LgldnetLease() {
   const LgldnetWorkspace& workspace = workspace_.front();
   if (known && workspace.turns >> 31 == 0) {  // turns have 32 bits in a counter
     c.idle_bytes += workspace.memory.bytes();
-    size_->idle.splice(size_->idle.end(), workspace_);
+    size_->idle.splice(size_->idle.begin(), workspace_);
     keep_within_bytes(c, *size_);
   }
   size_.reset();  // while nobody counts leases
