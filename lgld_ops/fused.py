@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import _native
 from .canonical import NORMS, check_structure, flat, named, parameter_shapes, sizes_of
@@ -39,8 +40,13 @@ class FusedLGLDNet(nn.Module):
     device is a ValueError, a wrong dtype a TypeError, training a RuntimeError.
 
     The module keeps the published parameters only, as one tensor; what the kernels need is derived from it when it first
-    runs, so a pickle or a saved file works on every processor. It has no gradient and stays in eval mode. It may be called
-    from several threads at once, inside `torch.compile` and by `torch.export`.
+    runs, so a pickle or a saved file works on every processor. It may be called from several threads at once, inside
+    `torch.compile` and by `torch.export`. After a parallel call a forked child needs `torch.set_num_threads(1)`, as for any
+    torch op: OpenMP's threads do not survive a fork, and the child would wait for them.
+
+    It has no gradient, computes in float32 (after `half()` or `double()` every call is a TypeError) and stays in eval mode:
+    `train()` of a model that contains it raises too, when it comes to this module, and those before it are in train mode then;
+    `eval()` of that model brings them back.
 
     Attributes:
         in_channels, base_channels, num_classes: the network's sizes.
@@ -88,6 +94,7 @@ class FusedLGLDNet(nn.Module):
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, but is a {type(x).__name__}")
+        self._check_state(x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x must have shape [B, {self.in_channels}, H, W], but has {list(x.shape)}")
         if x.dtype != torch.float32:
@@ -95,21 +102,27 @@ class FusedLGLDNet(nn.Module):
             raise TypeError(f"x must be float32, but is {x.dtype}{hint}")
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ValueError(f"x must have at least one row and column, but has shape {list(x.shape)}")
-        self._check_device(x)
-        if x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("x requires a gradient, and a fused LGLD-Net has none: use the network it was made from")
 
-    def _check_device(self, x: Tensor) -> None:
-        if x.device.type != "cpu" or self.weights.device.type != "cpu":
-            raise ValueError(f"x and the network must be on the CPU, but are on {x.device} and {self.weights.device}")
+    def _check_state(self, x: Tensor) -> None:
+        """What has nothing to do with the image's shape and dtype."""
+        weights = self.weights
+        if weights.dtype != torch.float32:
+            raise TypeError(f"weights must be float32, but are {weights.dtype}: fuse or load the network again")
+        if x.device.type != "cpu" or weights.device.type != "cpu":
+            raise ValueError(f"x and the network must be on the CPU, but are on {x.device} and {weights.device}")
+        backward = torch.is_grad_enabled()
+        forward = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+        for who, tensor in (("x requires", x), ("weights require", weights)):
+            if (backward and tensor.requires_grad) or (forward and forward_ad.unpack_dual(tensor).tangent is not None):
+                raise RuntimeError(f"{who} a gradient, and a fused LGLD-Net has none: use the network it was made from")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, num_classes] of images x [B, in_channels, H, W], float32, values in [0, 1], any strides.
 
         Raises:
-            TypeError: x is no tensor or not float32.
+            TypeError: x is no tensor, or x or the weights are not float32.
             ValueError: x has another shape or is not on the CPU.
-            RuntimeError: x requires a gradient where gradients are on, or there is not enough memory.
+            RuntimeError: x or the weights require a gradient where gradients are on, or there is not enough memory.
         """
         self._check(x)
         return self._run(x)[0]
@@ -128,10 +141,12 @@ class FusedLGLDNet(nn.Module):
             layout: "NHWC" or "NCHW"; None takes the one whose number of channels fits.
 
         Raises:
-            TypeError: images are no tensor or array, or not uint8.
+            TypeError: images are no tensor or array, or not uint8, or the weights are not float32.
             ValueError: the shape fits no layout, or both and `layout` does not say which.
         """
         if not isinstance(images, Tensor):
+            if not hasattr(images, "__array_interface__"):
+                raise TypeError(f"images must be a torch.Tensor or a numpy.ndarray, but are a {type(images).__name__}")
             # torch takes neither read-only memory nor negative strides.
             shares = images.flags.writeable and all(stride >= 0 for stride in images.strides)
             images = torch.as_tensor(images if shares else images.copy())
@@ -153,7 +168,7 @@ class FusedLGLDNet(nn.Module):
             x = x.permute(0, 3, 1, 2)
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ValueError(f"images must have at least one row and column, but have shape {list(images.shape)}")
-        self._check_device(x)
+        self._check_state(x)
         return self._run(x)[0]
 
     def canonical_state_dict(self) -> dict[str, Tensor]:
@@ -192,7 +207,8 @@ def fuse(model: nn.Module, *, image_size: Sequence[int] | None = None, classes: 
     """An inference module that computes what `model.eval()` does, as one op.
 
     The parameters are copied: later changes of `model` do not reach the result. BatchNorm is folded, the dilated convolutions
-    merged and transformed when it first runs; every step is exact but for rounding.
+    merged and transformed when it first runs; every step is exact but for rounding. Both then compute the logits of one small
+    image, `model` in eval mode where it is; its mode and torch's random state are left as they were, its hooks are called.
 
     Args:
         model: LGLD-Net: `lgld_ops.reference.LGLDNet`, `lgld_ops.LGLDNet`, or any module whose state dict has the published
@@ -202,7 +218,9 @@ def fuse(model: nn.Module, *, image_size: Sequence[int] | None = None, classes: 
 
     Raises:
         TypeError: `model` is no nn.Module.
-        ValueError: `model` has another structure, or base_channels is not a multiple of 4.
+        ValueError: `model` has another structure, base_channels is not a multiple of 4, it is on the meta device, or its logits
+            of that image are others, by more than 1e-4 of the terms they are sums of (5 % where `model` rounds to fewer than 24
+            bits).
         RuntimeError: the package has no compiled library.
     """
     if isinstance(model, FusedLGLDNet):
@@ -222,8 +240,51 @@ def fuse(model: nn.Module, *, image_size: Sequence[int] | None = None, classes: 
     sizes = sizes_of(state)
     shapes = parameter_shapes(*sizes)
     check_structure(model, shapes)
+    if any(tensor.is_meta for tensor in state.values()):
+        raise ValueError("model must have values for its parameters, but is on the meta device")
     eps = [float(getattr(model.get_submodule(name), "eps", 1e-5)) for name in NORMS]
-    return FusedLGLDNet(flat(state, shapes, eps), *sizes, image_size=image_size, classes=classes)
+    fast = FusedLGLDNet(flat(state, shapes, eps), *sizes, image_size=image_size, classes=classes)
+    _compare(model, fast, state["head.6.weight"])
+    return fast
+
+
+def _compare(model: nn.Module, fast: FusedLGLDNet, last: Tensor) -> None:
+    """Names and shapes leave open what `model` computes with its parameters, of which `last` is the last layer's weight."""
+    x = torch.rand(1, fast.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    theirs = _eval_logits(model, x.to(last))
+    with torch.no_grad():
+        ours = fast(x)
+        if theirs.shape != ours.shape:
+            raise ValueError(f"model must compute logits of shape {list(ours.shape)}, but they have {list(theirs.shape)}")
+        difference = float((theirs - ours).abs().max())
+        # What the logits are sums of, biases apart: those may outweigh all that depends on the image.
+        scale = float((fast.features(x).abs() @ last.to(x).abs().T).max())
+    # Where a GPU, or the CPU by this setting, may use fewer bits for float32.
+    exact = last.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    tolerance = 1e-4 if exact and last.dtype in (torch.float32, torch.float64) else 0.05
+    if difference > tolerance * scale:
+        raise ValueError(
+            "model must compute what LGLD-Net does with its parameters, but computes something else: the logits of an image "
+            f"differ by up to {difference:.2g}, where rounding accounts for {tolerance * scale:.2g}"
+        )
+
+
+def _eval_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """On the CPU in float32, with everything as it was before."""
+    modes = {module: module.training for module in model.modules()}
+    devices = [x.device] if x.device.type == "cuda" else []
+    try:
+        for module in modes:
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False):
+            return model(x).to("cpu", torch.float32)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise ValueError(
+            f"model must turn an image of shape {list(x.shape)} into logits, but fails: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def load(path: str | os.PathLike[str]) -> FusedLGLDNet:
@@ -314,15 +375,18 @@ def stage_times(network: FusedLGLDNet, x: Tensor, rounds: int = 20) -> Tensor:
 def drop_workspaces() -> None:
     """Give back the memory that fused networks keep between calls: packed weights, plans, workspaces. The next call plans anew.
 
-    At most four networks, eight image sizes each and 512 MiB of idle workspaces are kept in any case.
+    At most four networks and eight image sizes of each are kept, and of each size as many workspaces as were in use at once, or
+    eight. Where idle ones hold more than 512 MiB together, those of the networks and sizes used longest ago are given back; the
+    one used last is kept, however large.
     """
     if _native.loaded():
         _native.library().lgld_lgldnet_clear()
 
 
 def cached() -> dict[str, int]:
-    """What is kept between calls: bytes, networks, plans and idle workspaces."""
-    size, counts = ctypes.c_int64(), (ctypes.c_int64 * 3)()
+    """What is kept between calls: bytes, networks, plans and idle workspaces; and how many workspaces were made since
+    `drop_workspaces`: repeated calls make none."""
+    size, counts = ctypes.c_int64(), (ctypes.c_int64 * 4)()
     if _native.loaded():
         _native.library().lgld_lgldnet_cached(ctypes.byref(size), counts)
-    return {"bytes": size.value, "networks": counts[0], "plans": counts[1], "workspaces": counts[2]}
+    return {"bytes": size.value, "networks": counts[0], "plans": counts[1], "workspaces": counts[2], "made": counts[3]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .canonical import flat, named, parameter_shapes, sizes_of
+from .canonical import NORMS, flat, named, parameter_shapes, sizes_of
 
 SUFFIX = ".lgld"
 FORMAT = "lgld_ops.fused"
@@ -63,7 +64,7 @@ def checked_classes(value: Sequence[str] | None, num_classes: int) -> tuple[str,
 
 def replace_with(path: Path, write: Callable[[Path], object]) -> None:
     """`write` a file beside `path`, then rename it: a reader sees the old file or the new one, never half of either."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         write(partial)
         partial.replace(path)
@@ -132,7 +133,14 @@ def checked(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]
         sizes = sizes_of(state)
         if [metadata.get(key) for key in ("in_channels", "base_channels", "num_classes")] != [str(size) for size in sizes]:
             raise ValueError("the sizes in its metadata are not those of its tensors")
-        weights = flat(state, parameter_shapes(*sizes), json.loads(metadata.get("eps", "null")))
+        shapes = parameter_shapes(*sizes)
+        counters = {name: value for name, value in state.items() if name not in shapes}
+        zero = torch.zeros((), dtype=torch.int64)
+        if counters.keys() != {f"{name}.num_batches_tracked" for name in NORMS} or not all(
+            value.dtype == zero.dtype and torch.equal(value, zero) for value in counters.values()
+        ):
+            raise ValueError("num_batches_tracked must be an int64 zero of each BatchNorm, and nothing else")
+        weights = flat(state, shapes, json.loads(metadata.get("eps", "null")))
         if metadata.get("sha256") != _digest(metadata, weights):
             raise ValueError("its checksum does not fit its contents")
         image_size, classes = (json.loads(metadata.get(key, "null")) for key in ("image_size", "classes"))
@@ -142,6 +150,6 @@ def checked(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]
 
 
 def _digest(metadata: Mapping[str, str], weights: Tensor) -> str:
-    """Of everything that matters: any altered byte of it is noticed."""
+    """Of all that is read but `num_batches_tracked`, which `checked` compares with zero; the weights in the published order."""
     text = json.dumps({key: metadata[key] for key in sorted(metadata) if key != "sha256"})
     return hashlib.sha256(text.encode() + weights.to(torch.float32).contiguous().numpy().tobytes()).hexdigest()

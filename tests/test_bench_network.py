@@ -120,6 +120,25 @@ def test_a_missing_package_is_named(harness: Harness) -> None:
     assert module("torch")() is None
 
 
+def test_all_missing_packages_are_named_at_once() -> None:
+    missing = module("torch", "no_such_runtime", "no_such_exporter")()
+    assert (
+        missing == "needs the Python packages no_such_runtime, no_such_exporter: pip install no_such_runtime no_such_exporter"
+    )
+
+
+def test_an_image_too_small_for_alexnet(harness: Harness) -> None:
+    comparison = harness.run(NetworkCase(size=62), chosen("AlexNet, eager"))
+    assert comparison.proved, comparison.problems
+    entry = comparison.by_name("AlexNet, eager")
+    assert entry is not None
+    assert (entry.status, entry.reason) == ("unavailable", "needs images of at least 63 x 63 pixels")
+    with pytest.raises(RuntimeError, match="too small"), torch.inference_mode():
+        AlexNet().eval()(torch.rand(1, 3, 62, 63))
+    with torch.inference_mode():
+        assert AlexNet().eval()(torch.rand(1, 3, 63, 63)).shape == (1, 1000)
+
+
 def test_other_networks_are_judged_by_their_own_eager_run(harness: Harness) -> None:
     comparison = harness.run(CASE, chosen("AlexNet, eager", "test AlexNet, rounded"))
     assert comparison.proved, comparison.problems
@@ -280,6 +299,15 @@ def test_the_stages(tmp_path: Path) -> None:
     total = sum(stage.multiply_adds for stage in plan.stages) / 1e6
     assert re.search(rf"│ sum .*│ *{total:.1f} │", result.output)
     assert "…" not in result.output
+
+
+@pytest.mark.parametrize("options", [["--batch", "1"], ["--what", "network"], ["--mode", "forward"], ["--opponent", "ncnn"]])
+def test_the_stages_take_no_options_of_others(options: list[str]) -> None:
+    from lgld_ops.cli.bench import bench
+
+    result = CliRunner().invoke(bench, ["--stages", *options])
+    assert result.exit_code == 2
+    assert f"--stages takes no {options[0]}: it measures one image of the fused network" in " ".join(result.output.split())
 
 
 def benchmark_plan() -> ModuleType:

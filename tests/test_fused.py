@@ -6,9 +6,10 @@ import copy
 import ctypes
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import lgld_ops
 from lgld_ops import _native, canonical, fuse, fused, reference
@@ -53,6 +55,14 @@ def network_of(
         if isinstance(module, nn.Conv2d):
             module.weight.data.mul_(gain)
     randomised(network, seed)
+    return network
+
+
+def trained() -> reference.LGLDNet:
+    """The checkpoint in examples/."""
+    path = Path(__file__).resolve().parents[1] / "examples" / "lgldnet_bccd.safetensors"
+    network, _ = load_network(path, network=reference.LGLDNet)
+    assert isinstance(network, reference.LGLDNet)
     return network
 
 
@@ -173,9 +183,10 @@ def test_error_of_many_networks(
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_scaled_images(scale: float) -> None:
-    network = network_of()
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("weights", ["random", "trained"])
+def test_scaled_images(weights: str, scale: float) -> None:
+    network = trained() if weights == "trained" else network_of()
     x = scale * image(1, 3, 96, 80)
     ours = fuse(network)(x)
     exact = copy.deepcopy(network).double()(x.double()).detach()
@@ -267,6 +278,11 @@ def test_structures_that_are_accepted() -> None:
             for name, child in base.named_children():
                 self.add_module(name, copy.deepcopy(child))
 
+        def forward(self, x: Tensor) -> Tensor:
+            fused: Tensor = self.lgfm(self.lfa(self.local_stem(x)), self.gce(self.global_stem(x)))
+            logits: Tensor = self.head(fused)
+            return logits
+
     ours = lgld_ops.LGLDNet(3, 16, 4)
     ours.load_state_dict(base.state_dict())
     for model in (Foreign(), ours, ours.train(), base.double(), nn.DataParallel(base), torch.compile(base), fuse(base)):
@@ -337,7 +353,7 @@ def test_several_threads_at_once() -> None:
 
 def test_what_is_kept_is_bounded_and_droppable() -> None:
     fused.drop_workspaces()
-    assert fused.cached() == {"bytes": 0, "networks": 0, "plans": 0, "workspaces": 0}
+    assert fused.cached() == {"bytes": 0, "networks": 0, "plans": 0, "workspaces": 0, "made": 0}
     for seed in range(6):
         fuse(network_of(3, 8, 4, seed))(image(1, 3, 16, 16))
     assert fused.cached()["networks"] == 4
@@ -453,7 +469,7 @@ print("ok")
     assert done.stdout.strip() == "ok"
 
 
-def test_a_call_allocates_nothing_but_its_result() -> None:
+def test_calls_keep_no_memory_but_their_results() -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallinfo2"):
         pytest.skip("the C library does not count its allocations")
@@ -474,6 +490,81 @@ def test_a_call_allocates_nothing_but_its_result() -> None:
     assert len(results) == 53
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads until the test is over, which ends without workspaces."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+    fused.drop_workspaces()
+
+
+def made(fast: fused.FusedLGLDNet, x: Tensor, calls: int = 3) -> int:
+    """How many workspaces so many calls make."""
+    before = fused.cached()["made"]
+    for _ in range(calls):
+        fast(x)
+    return fused.cached()["made"] - before
+
+
+def test_repeated_calls_make_no_workspace(threads: Callable[[int], None]) -> None:
+    fast = fuse(network_of(3, 8, 4))
+    fused.drop_workspaces()  # that of the image which fuse() compares
+    x = image(1, 3, 64, 64)
+    for count in range(1, 11):  # each needs a workspace larger than all before, and eight are kept
+        threads(count)
+        fast(x)
+        assert made(fast, x, 20) == 0
+    assert fused.cached()["workspaces"] == 8
+
+
+def side_of(fast: fused.FusedLGLDNet, workspace: float) -> int:
+    """Of images whose workspace has that many MiB, about."""
+    return round(1000 * (workspace * 2**20 / fused.plan(fast, 1000, 1000).workspace) ** 0.5)
+
+
+def test_the_size_in_use_is_kept_where_others_fill_the_bounds(threads: Callable[[int], None]) -> None:
+    threads(2)
+    fast = fuse(network_of(1, 4, 1))
+    for workspace in (200, 201, 202):  # MiB; 512 are kept
+        x = image(1, 1, *2 * [side_of(fast, workspace)])
+        fast(x)
+        assert made(fast, x) == 0
+    assert fused.cached()["workspaces"] == 2
+
+
+def test_a_size_beyond_the_bounds_is_kept_while_it_is_in_use(threads: Callable[[int], None]) -> None:
+    threads(2)
+    fast = fuse(network_of(1, 4, 1))
+    small, huge = image(1, 1, 8, 8), image(1, 1, *2 * [side_of(fast, 540)])
+    fast(small)
+    fast(huge)
+    assert fused.cached()["bytes"] > 512 * 2**20
+    assert made(fast, huge) == 0
+    fast(small)
+    assert fused.cached()["bytes"] < 2**20
+
+
+def test_as_many_workspaces_are_kept_as_were_in_use_at_once(threads: Callable[[int], None]) -> None:
+    fast = fuse(network_of(3, 8, 4))
+    fused.drop_workspaces()
+    x = image(1, 3, 300, 300)
+    callers = 16
+    ready = threading.Barrier(callers)
+
+    def call() -> None:
+        for _ in range(5):
+            ready.wait()
+            fast(x)
+
+    workers = [threading.Thread(target=call) for _ in range(callers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert fused.cached()["made"] <= callers
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -486,6 +577,37 @@ def test_eval_only() -> None:
     with pytest.raises(RuntimeError, match="has none"):
         fast(image(1, 3, 8, 8).requires_grad_())
     assert not list(fast.parameters())
+
+
+def test_no_silent_zero_gradient() -> None:
+    fast = fuse(network_of(3, 8, 4))
+    x = image(1, 3, 8, 8)
+    with pytest.raises(RuntimeError, match="x requires a gradient"):
+        torch.func.jvp(fast, (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="x requires a gradient"):
+        fast.features(forward_ad.make_dual(x, x))
+    with pytest.raises(RuntimeError, match="weights require a gradient"):
+        torch.func.jvp(
+            lambda w: torch.func.functional_call(fast, {"weights": w}, (x,)), (fast.weights,), (torch.ones_like(fast.weights),)
+        )
+    expected = fast(x)
+    fast.weights.requires_grad_()
+    for call in (fast, fast.features, lambda x: fast.predict((255 * x).to(torch.uint8))):
+        with pytest.raises(RuntimeError, match="weights require a gradient"):
+            call(x)
+    with torch.no_grad():
+        assert torch.equal(fast(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_stay_float32(dtype: torch.dtype) -> None:
+    fast = fuse(network_of(3, 8, 4)).to(dtype)
+    x = image(1, 3, 8, 8)
+    for argument in (x, x.to(dtype)):
+        with pytest.raises(TypeError, match=f"weights must be float32, but are {dtype}"):
+            fast(argument)
+    with pytest.raises(TypeError, match=f"weights must be float32, but are {dtype}"):
+        fast.predict((255 * x).to(torch.uint8))
 
 
 @pytest.mark.parametrize(
@@ -512,6 +634,9 @@ def test_bad_images(x: Tensor, kind: type[Exception], message: str) -> None:
     ("images", "layout", "kind", "message"),
     [
         (torch.zeros(1, 8, 8, 3), None, TypeError, "must be uint8, but are torch.float32"),
+        ([1, 2], None, TypeError, r"images must be a torch\.Tensor or a numpy\.ndarray, but are a list"),
+        ("abc", None, TypeError, "but are a str"),
+        (None, None, TypeError, "but are a NoneType"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), None, ValueError, "must have 4 dimensions"),
         (torch.zeros(1, 8, 8, 5, dtype=torch.uint8), None, ValueError, r"\[B, H, W, 3\] or \[B, 3, H, W\]"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "NHWC", ValueError, r"must have shape \[B, H, W, 3\], but have"),
@@ -547,6 +672,61 @@ def test_bad_models() -> None:
         fuse(network_of(3, 8, 4), classes=["a", "b"])
     with pytest.raises(ValueError, match="image_size must be two positive ints"):
         fuse(network_of(3, 8, 4), image_size=(0, 4))
+
+
+class Altered(reference.LGLDNet):
+    """LGLD-Net with something behind the logits."""
+
+    def __init__(self, *sizes: int, behind: Callable[[Tensor], object]) -> None:
+        super().__init__(*sizes)
+        self.behind = behind
+
+    def forward(self, x: Tensor) -> Any:
+        return self.behind(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("behind", "message"),
+    [
+        (lambda y: y.softmax(1), "computes something else: the logits of an image differ by up to"),
+        (lambda y: y[:, :2], r"logits of shape \[1, 4\], but they have \[1, 2\]"),
+        (lambda y: {"logits": y}, r"into logits, but fails: AttributeError: 'dict'"),
+        (lambda y: y @ y, r"image of shape \[1, 3, 16, 16\] into logits, but fails: RuntimeError"),
+    ],
+)
+def test_models_that_compute_something_else(behind: Callable[[Tensor], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fuse(Altered(3, 8, 4, behind=behind))
+
+
+@pytest.mark.parametrize("name", ["local_stem.act", "lfa.dw5.2", "gce.act", "head.2"])
+def test_other_activations_are_noticed(name: str) -> None:
+    network = network_of(3, 8, 4)
+    network.set_submodule(name, nn.ReLU())
+    with pytest.raises(ValueError, match="computes something else"):
+        fuse(network)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_are_fused(dtype: torch.dtype) -> None:
+    for seed in range(10):
+        network = network_of(3, 4 * (1 + seed), 1 + seed % 4, seed).to(dtype)
+        x = image(1, 3, 20, 20)
+        assert torch.equal(fuse(network)(x), fuse(network.float())(x))
+
+
+def test_fuse_leaves_the_model_as_it_was() -> None:
+    network = network_of(3, 8, 4).train()
+    network.gce.eval()
+    modes = [module.training for module in network.modules()]
+    state = copy.deepcopy(network.state_dict())
+    random = torch.get_rng_state()
+    fuse(network)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    with pytest.raises(ValueError, match="but is on the meta device"):
+        fuse(network.to("meta"))
 
 
 def test_bad_arguments_of_the_op() -> None:

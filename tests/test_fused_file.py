@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,26 @@ def test_an_altered_weight(saved: Path, where: float) -> None:
         lgld_ops.load(saved)
 
 
+def test_any_altered_byte(tmp_path: Path) -> None:
+    path = tmp_path / "cell.lgld"
+    fuse(network_of(1, 4, 1), image_size=(9, 8), classes=["ü"]).save(path)
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    # All that the checksum does not cover, and a sample of the rest.
+    name = "num_batches_tracked"
+    counters = [at + k for at in (found.start() for found in re.finditer(name.encode(), data)) for k in range(-16, 80)]
+    begins = [end + entry["data_offsets"][0] for key, entry in json.loads(data[8:end]).items() if key.endswith(name)]
+    counters += [begin + k for begin in begins for k in range(8)]
+    assert len(counters) == 3 * (96 + 8)
+    for index in {*counters, *range(0, len(data), 29)}:
+        for bit in (0, 5):
+            altered = bytearray(data)
+            altered[index] ^= 1 << bit
+            path.write_bytes(altered)
+            with pytest.raises(CheckpointError):
+                lgld_ops.load(path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -131,6 +153,27 @@ def test_altered_tensors(saved: Path) -> None:
         save_file(altered, saved, metadata)
         with pytest.raises(CheckpointError, match=message):
             lgld_ops.load(saved)
+
+
+def test_several_threads_save_to_one_path(tmp_path: Path) -> None:
+    fast = fuse(network_of(3, 8, 4))
+    errors: list[Exception] = []
+
+    def save() -> None:
+        try:
+            for _ in range(20):
+                fast.save(tmp_path / "cell.lgld")
+        except Exception as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=save) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not errors
+    assert [file.name for file in tmp_path.iterdir()] == ["cell.lgld"]
+    assert torch.equal(lgld_ops.load(tmp_path / "cell.lgld").weights, fast.weights)
 
 
 def test_foreign_files(tmp_path: Path) -> None:

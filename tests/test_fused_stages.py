@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fused import image, network_of
+from test_fused import image, network_of, trained
 from torch import Tensor
 
 from lgld_ops import fuse, reference
@@ -102,9 +102,10 @@ def test_bytes(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_winograds_error(variant: str, scale: float, record_property: Any) -> None:
+@pytest.mark.parametrize("weights", ["random", "trained"])
+def test_winograds_error(variant: str, weights: str, scale: float, record_property: Any) -> None:
     """Norm of the context map's error, beside that of the same convolutions done directly in float32."""
-    network, x = network_of(), scale * image(3, 96, 96)
+    network, x = trained() if weights == "trained" else network_of(), scale * image(3, 96, 96)
     truth = truth_of(network, x)["context"]
     ours = torch.from_numpy(maps_of(variant, network, x)["context"]).double()
     with torch.no_grad():

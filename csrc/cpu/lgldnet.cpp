@@ -117,7 +117,8 @@ __attribute__((visibility("default"))) int lgld_lgldnet_buffer(const int64_t* ge
 // Forgets all plans, packed weights and idle workspaces.
 __attribute__((visibility("default"))) void lgld_lgldnet_clear() { lgld::clear_lgldnet_cache(); }
 
-// Bytes held by the cache: packed weights, tables and idle workspaces; and how many networks, plans and workspaces these are.
+// Bytes held by the cache: packed weights, tables and idle workspaces; how many networks, plans and workspaces these are; and
+// how many workspaces were made since it was cleared.
 __attribute__((visibility("default"))) void lgld_lgldnet_cached(int64_t* bytes, int64_t* counts) {
   lgld::lgldnet_cached(bytes, counts);
 }

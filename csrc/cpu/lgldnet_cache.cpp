@@ -14,7 +14,7 @@
 namespace lgld {
 namespace {
 
-constexpr size_t kMostNetworks = 4, kMostSizes = 8, kMostIdle = 8;
+constexpr size_t kMostNetworks = 4, kMostSizes = 8, kMostWorkspaces = 8;
 constexpr int64_t kMostIdleBytes = int64_t{512} << 20;
 
 // Zeroed floats. Asking for pages of 2 MiB keeps the translation of addresses out of the transforms, which write 64 places at
@@ -56,18 +56,17 @@ struct LgldnetWorkspace {
   int64_t workers, scratch_pitch;
   Floats memory;
   std::unique_ptr<Counter[]> counters;
-  uint64_t turns = 1;
+  mutable uint64_t turns = 1;  // calls take some through a lease that they do not change otherwise
 };
 
 struct LgldnetSize {
   LgldnetSize(const LgldnetKernels& kernels, const LgldnetGeometry& g, const float* parameters)
       : plan(lgldnet_plan(g, kernels.vectors, kernels.pixel_block)), tables(plan.tables) {
     lgldnet_tables(plan, parameters, tables.data());
-    idle.reserve(kMostIdle);  // giving a workspace back, in a destructor, must not fail
   }
   LgldnetPlan plan;
   Floats tables;
-  std::vector<std::unique_ptr<LgldnetWorkspace>> idle;
+  std::list<LgldnetWorkspace> idle;  // most recently used first
 };
 
 struct LgldnetNetwork {
@@ -96,6 +95,7 @@ struct Cache {
   std::mutex mutex;
   std::list<std::shared_ptr<LgldnetNetwork>> networks;  // most recently used first
   int64_t idle_bytes = 0;                               // of all idle workspaces
+  int64_t made = 0;                                     // workspaces, since the cache was cleared
 };
 
 Cache& cache() {
@@ -107,9 +107,23 @@ Cache& cache() {
   return *instance;
 }
 
+void drop_oldest(Cache& c, LgldnetSize& size) {
+  c.idle_bytes -= size.idle.back().memory.bytes();
+  size.idle.pop_back();
+}
+
 void drop_idle(Cache& c, LgldnetSize& size) {
-  for (const auto& w : size.idle) c.idle_bytes -= w->memory.bytes();
-  size.idle.clear();
+  while (!size.idle.empty()) drop_oldest(c, size);
+}
+
+// Drops what was used longest ago until the idle workspaces hold no more than they may. The last one of `used` stays, however
+// large: the next call of that size would only allocate it again.
+void keep_within_bytes(Cache& c, const LgldnetSize& used) {
+  for (auto network = c.networks.rbegin(); network != c.networks.rend(); ++network)
+    for (auto size = (*network)->sizes.rbegin(); size != (*network)->sizes.rend(); ++size) {
+      const size_t stay = size->get() == &used ? 1 : 0;
+      while (c.idle_bytes > kMostIdleBytes && (*size)->idle.size() > stay) drop_oldest(c, **size);
+    }
 }
 
 template <class List, class Drop>
@@ -154,14 +168,17 @@ LgldnetLease::LgldnetLease(const LgldnetKernels& kernels, const LgldnetGeometry&
   }
   auto& idle = size_->idle;
   for (auto at = idle.begin(); at != idle.end(); ++at)
-    if ((*at)->workers >= threads) {
-      workspace_ = std::move(*at);
-      idle.erase(at);
-      c.idle_bytes -= workspace_->memory.bytes();
+    if (at->workers >= threads) {
+      c.idle_bytes -= at->memory.bytes();
+      workspace_.splice(workspace_.begin(), idle, at);
       return;
     }
+  // All idle ones are too small: where there are enough of them, the new one takes the place of one.
+  const size_t leases = static_cast<size_t>(size_.use_count()) - 1;  // of this size, this one included
+  if (!idle.empty() && idle.size() + leases > kMostWorkspaces) drop_oldest(c, *size_);
+  ++c.made;
   lock.unlock();
-  workspace_ = std::make_unique<LgldnetWorkspace>(size_->plan, threads);
+  workspace_.emplace_back(size_->plan, threads);
 }
 
 LgldnetLease::~LgldnetLease() {
@@ -171,11 +188,13 @@ LgldnetLease::~LgldnetLease() {
   bool known = false;
   for (const auto& network : c.networks)
     for (const auto& size : network->sizes) known = known || size == size_;
-  const int64_t bytes = workspace_->memory.bytes();
-  if (!known || size_->idle.size() >= kMostIdle || c.idle_bytes + bytes > kMostIdleBytes) return;
-  if (workspace_->turns >> 31 != 0) return;  // turns have 32 bits in a counter
-  size_->idle.push_back(std::move(workspace_));
-  c.idle_bytes += bytes;
+  const LgldnetWorkspace& workspace = workspace_.front();
+  if (known && workspace.turns >> 31 == 0) {  // turns have 32 bits in a counter
+    c.idle_bytes += workspace.memory.bytes();
+    size_->idle.splice(size_->idle.begin(), workspace_);
+    keep_within_bytes(c, *size_);
+  }
+  size_.reset();  // while nobody counts leases
 }
 
 const LgldnetPlan& LgldnetLease::plan() const { return size_->plan; }
@@ -187,21 +206,21 @@ LgldnetCall LgldnetLease::call() const {
   call.parameters = network_->parameters.data();
   call.packed = network_->packed.data();
   call.tables = size_->tables.data();
-  call.workspace = workspace_->memory.data();
+  call.workspace = workspace_.front().memory.data();
   return call;
 }
 
 float* LgldnetLease::scratch(int64_t worker) const {
-  return workspace_->memory.data() + size_->plan.workspace + worker * workspace_->scratch_pitch;
+  return workspace_.front().memory.data() + size_->plan.workspace + worker * workspace_.front().scratch_pitch;
 }
 
 std::atomic<uint64_t>& LgldnetLease::drawn(int stage, int64_t worker) const {
-  return workspace_->counters[static_cast<size_t>(stage * workspace_->workers + worker)].drawn;
+  return workspace_.front().counters[static_cast<size_t>(stage * workspace_.front().workers + worker)].drawn;
 }
 
 uint64_t LgldnetLease::take_turns(int64_t count) const {
-  const uint64_t first = workspace_->turns;
-  workspace_->turns += static_cast<uint64_t>(count);
+  const uint64_t first = workspace_.front().turns;
+  workspace_.front().turns += static_cast<uint64_t>(count);
   return first;
 }
 
@@ -211,6 +230,7 @@ void clear_lgldnet_cache() {
   for (const auto& network : c.networks)
     for (const auto& size : network->sizes) drop_idle(c, *size);
   c.networks.clear();
+  c.made = 0;
 }
 
 void lgldnet_cached(int64_t* bytes, int64_t* counts) {
@@ -218,6 +238,7 @@ void lgldnet_cached(int64_t* bytes, int64_t* counts) {
   const std::lock_guard<std::mutex> lock(c.mutex);
   *bytes = c.idle_bytes;
   counts[0] = counts[1] = counts[2] = 0;
+  counts[3] = c.made;
   for (const auto& network : c.networks) {
     ++counts[0];
     *bytes += network->packed.bytes() + static_cast<int64_t>(network->parameters.size() * sizeof(float));

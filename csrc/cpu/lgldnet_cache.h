@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <list>
 #include <memory>
 
 #include "csrc/cpu/variant.h"
@@ -34,12 +35,12 @@ class LgldnetLease {
  private:
   std::shared_ptr<LgldnetNetwork> network_;
   std::shared_ptr<LgldnetSize> size_;
-  std::unique_ptr<LgldnetWorkspace> workspace_;
+  std::list<LgldnetWorkspace> workspace_;  // one, which moves to the idle ones and back without an allocation
   int64_t workers_;
 };
 
 void clear_lgldnet_cache();
-// counts: networks, plans, idle workspaces.
+// counts: networks, plans, idle workspaces, and workspaces made since the cache was cleared.
 void lgldnet_cached(int64_t* bytes, int64_t* counts);
 
 }  // namespace lgld

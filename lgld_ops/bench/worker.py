@@ -150,6 +150,8 @@ class Worker:
         for requirement in entry.requires:  # in order: a later one may import what an earlier one asks for
             if (reason := requirement()) is not None:
                 return {"unavailable": reason}
+        if (reason := entry.refuses(parsed)) is not None:
+            return {"unavailable": reason}
         # Cloned, for torch aligns to 64 bytes and numpy to 16: vector loads would cross cache lines for all opponents.
         tensors = {path.stem: torch.from_numpy(np.load(path)).clone() for path in sorted(Path(inputs).glob("*.npy"))}
         _forget_peak()

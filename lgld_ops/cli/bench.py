@@ -156,6 +156,15 @@ def _check_plot(file: Path, stages: bool) -> None:
         raise click.ClickException(f"--plot {missing}")
 
 
+def _check_stages(context: click.Context) -> None:
+    """They are the fused network's, for one image: what chooses something else is not silently ignored."""
+    taken = {"size", "threads", "rounds", "quick", "isa", "stages", "json_file", "plot_file"}
+    for option in context.command.params:
+        name = option.name or ""
+        if name not in taken and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--stages takes no {option.opts[0]}: it measures one image of the fused network")
+
+
 @click.command()
 @click.option("--what", type=click.Choice(["op", "ffm", "network", "all"]), default="all", show_default=True)
 @click.option(
@@ -206,7 +215,9 @@ def _check_plot(file: Path, stages: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also draw medians and minima, as .svg or .png; needs matplotlib.",
 )
+@click.pass_context
 def bench(
+    context: click.Context,
     what: str,
     mode: str | None,
     threads: tuple[int, ...] | None,
@@ -236,6 +247,8 @@ def bench(
     from lgld_ops.bench.harness import QUICK, Settings
     from lgld_ops.bench.report import to_json
 
+    if stages:
+        _check_stages(context)
     settings = QUICK if quick else Settings()
     if rounds is not None:
         settings = replace(settings, rounds=rounds)

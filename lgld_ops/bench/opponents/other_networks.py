@@ -18,6 +18,9 @@ from .runtimes import ONNX_RUNTIME, OPENVINO, run_onnx_runtime, run_openvino, ru
 
 NETWORKS: dict[str, type[nn.Module]] = {"AlexNet": AlexNet, "ResNet18": ResNet18}
 
+LEAST_SIZES = {"AlexNet": 63}
+"""Of an image's sides; of smaller ones its pooling leaves nothing."""
+
 OTHER_ORDER_ERROR = 1e-4
 """Of the largest logit, float32: thousands of products summed in another order are off by some 1e-6 of it, and Winograd
 convolutions by ten times that; another layer or weight would be by a tenth and more."""
@@ -46,9 +49,14 @@ def _frozen(name: str) -> Callable[[NetworkCase, Inputs], Call]:
     return build
 
 
+def _too_small(name: str) -> Callable[[NetworkCase], str | None]:
+    least = LEAST_SIZES.get(name, 1)
+    return lambda case: f"needs images of at least {least} x {least} pixels" if case.size < least else None
+
+
 def _register(name: str) -> None:
     def add(runner: str, **options: object) -> Callable[[Callable[[NetworkCase, Inputs], Call]], object]:
-        judge = {"judged_by": f"{name}, eager", "relative_error": OTHER_ORDER_ERROR}
+        judge = {"judged_by": f"{name}, eager", "relative_error": OTHER_ORDER_ERROR, "refuses": _too_small(name)}
         return opponent(f"{name}, {runner}", "network", role="other network", modes=(FORWARD,), **judge, **options)
 
     add("eager")(_eager(name))

@@ -91,6 +91,8 @@ class Opponent:
     """Whether a saved-tensors hook sees what autograd keeps."""
     takes: Callable[[Any], bool] = lambda case: True
     """Whether it has anything to say to a case."""
+    refuses: Callable[[Any], str | None] = lambda case: None
+    """Says why it cannot compute a case, or None."""
 
     def __post_init__(self) -> None:
         if self.process and self.environment:
@@ -120,9 +122,15 @@ def opponents_for(case: Case) -> list[Opponent]:
     return [replace(entry, role=entry.role_in.get(case.mode, entry.role)) for entry in found if entry.takes(case)]
 
 
-def module(name: str) -> Requirement:
-    """Requires an importable module of a package of the same name."""
-    return lambda: None if importlib.util.find_spec(name) else f"needs the Python package {name}: pip install {name}"
+def module(*names: str) -> Requirement:
+    """Requires importable modules of packages of the same names."""
+
+    def missing() -> str | None:
+        absent = [name for name in names if importlib.util.find_spec(name) is None]
+        packages = f"package{'s' if len(absent) > 1 else ''} {', '.join(absent)}"
+        return f"needs the Python {packages}: pip install {' '.join(absent)}" if absent else None
+
+    return missing
 
 
 def cxx_compiler() -> str | None:

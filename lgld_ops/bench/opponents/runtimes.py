@@ -21,11 +21,11 @@ import torch
 from ..cases import FORWARD, NetworkCase, case_to_dict
 from .registry import Call, Inputs, Requirement, module, opponent
 
-EXPORT = (module("onnx"), module("onnxscript"))
-"""What torch.onnx.export needs."""
-ONNX_RUNTIME: tuple[Requirement, ...] = (*EXPORT, module("onnxruntime"))
-OPENVINO: tuple[Requirement, ...] = (*EXPORT, module("openvino"))
-NCNN: tuple[Requirement, ...] = (module("ncnn"), module("pnnx"))
+EXPORT = ("onnx", "onnxscript")
+"""The packages that torch.onnx.export needs."""
+ONNX_RUNTIME: tuple[Requirement, ...] = (module(*EXPORT, "onnxruntime"),)
+OPENVINO: tuple[Requirement, ...] = (module(*EXPORT, "openvino"),)
+NCNN: tuple[Requirement, ...] = (module("ncnn", "pnnx"),)
 
 
 def bfloat16() -> str | None:
