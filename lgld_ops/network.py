@@ -9,6 +9,7 @@ from . import reference
 from .blocks import GCE, IPS, LFA, LGFM, Head
 from .mixer import FourierFeatureMixer
 from .nn import Involution2d
+from .ops.involution import _transforming
 
 
 class LGLDNet(reference.LGLDNet):
@@ -41,7 +42,8 @@ class LGLDNet(reference.LGLDNet):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> logits [B, num_classes]."""
         local_map, global_map = self.local_stem(x), self.global_stem(x)
-        if x.device.type == "cpu":
+        # vmap knows no memory formats.
+        if x.device.type == "cpu" and not _transforming():
             local_map, global_map = (m.contiguous(memory_format=torch.channels_last) for m in (local_map, global_map))
         fused = self.lgfm(self.lfa(local_map), self.gce(global_map))
         # BatchNorm's backward takes several times as long on channels_last maps.
