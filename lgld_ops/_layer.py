@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .ops.involution import IntOrPair, involution2d
+from .ops.involution import IntOrPair, check_tensor, involution2d
 
 
 def pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
@@ -79,6 +79,9 @@ class InvolutionBase(nn.Module):
 
     def _checked_pool(self, x: Tensor) -> Tensor:
         window = self._window
+        check_tensor("x", x)
+        if not x.is_floating_point():
+            raise TypeError(f"x must be float16, bfloat16, float32 or float64, but is {x.dtype}")
         if x.dim() != 4 or x.shape[1] != window.channels:
             raise ValueError(f"x must have shape [B, {window.channels}, H, W], but has {list(x.shape)}")
         rows, columns = window.grid(x.shape[2], x.shape[3])
@@ -100,6 +103,7 @@ class InvolutionBase(nn.Module):
         """[B, C, H, W] -> [B, C', Ho, Wo], one pixel for each window.
 
         Raises:
+            TypeError: x is no tensor, or its dtype is not floating-point.
             ValueError: x has other dimensions or channels, or makes more or fewer windows than there are kernels.
         """
         kernel, w = self._kernel(self._checked_pool(x)), self._window

@@ -9,7 +9,7 @@ from . import reference
 from .blocks import GCE, IPS, LFA, LGFM, Head
 from .mixer import FourierFeatureMixer
 from .nn import Involution2d
-from .ops.involution import _transforming
+from .ops.involution import _transforming, check_tensor
 
 
 class LGLDNet(reference.LGLDNet):
@@ -40,7 +40,15 @@ class LGLDNet(reference.LGLDNet):
     head_type = Head
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> logits [B, num_classes]."""
+        """[B, in_channels, H, W] -> logits [B, num_classes].
+
+        Raises:
+            TypeError: x is no tensor.
+            ValueError: x has other than 4 dimensions.
+        """
+        check_tensor("x", x)
+        if x.dim() != 4:
+            raise ValueError(f"x must be images [B, in_channels, H, W], but has shape {list(x.shape)}")
         local_map, global_map = self.local_stem(x), self.global_stem(x)
         # vmap knows no memory formats.
         if x.device.type == "cpu" and not _transforming():

@@ -247,6 +247,7 @@ class Involution2d(InvolutionBase):
         """[B, C, H, W] -> [B, C, ceil(H/stride), ceil(W/stride)], one pixel for each window.
 
         Raises:
+            TypeError: x is no tensor, or its dtype is not floating-point.
             ValueError: x has other dimensions or channels, makes more or fewer windows than there are kernels, or `fused` is
                 set where it cannot be.
         """

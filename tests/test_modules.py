@@ -539,7 +539,8 @@ def test_per_sample_gradients_of_the_network(mapped: str) -> None:
         names = [name for name in parameters if name.startswith(mapped)]
         several = [parameters | {name: factor * parameters[name] for name in names} for factor in (1, 2, 3)]
         stacked = parameters | {name: torch.stack([p[name] for p in several]) for name in names}
-        found = torch.func.vmap(gradient, ({name: 0 if name in names else None for name in parameters}, None))(stacked, images[0])
+        in_dims = {name: 0 if name in names else None for name in parameters}
+        found = torch.func.vmap(gradient, (in_dims, None))(stacked, images[0])
         expected = [gradient(p, images[0]) for p in several]
     torch.testing.assert_close(found, {name: torch.stack([e[name] for e in expected]) for name in parameters})
 
