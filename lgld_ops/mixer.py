@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import reference
+from ._layer import counts
 from .nn import _is_plain
 from .ops.ffm import fourier_feature_mixer
 from .ops.involution import check_tensor
@@ -47,11 +48,7 @@ class FourierFeatureMixer(reference.FourierFeatureMixer):
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, *, stride: int = 2) -> None:
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, but is {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, but is {value}")
+        in_channels, out_channels, stride = counts(in_channels=in_channels, out_channels=out_channels, stride=stride)
         if out_channels % 2:
             raise ValueError(f"out_channels must be even, but is {out_channels}")
         super().__init__(in_channels, out_channels)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ._layer import InvolutionBase, Window, check_counts, check_divides
+from ._layer import InvolutionBase, Window, check_divides, counts
 from ._layer import pair as _pair
 from .ops.involution import IntOrPair, _transforming
 from .ops.layer import KERNEL_SIZES, involution_layer
@@ -182,7 +182,7 @@ class Involution2d(InvolutionBase):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        check_counts(channels=channels, reduction=reduction, groups=groups)
+        channels, reduction, groups = counts(channels=channels, reduction=reduction, groups=groups)
         check_divides("groups", groups, "channels", channels)
         if channels < reduction:
             raise ValueError(f"reduction must be at most channels, {channels}, but is {reduction}")

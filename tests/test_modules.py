@@ -159,6 +159,27 @@ def test_same_padding() -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "args", "x"),
+    [
+        (Involution2d, (8, (3, 5), 2), (1, 8, 5, 6)),
+        (reference.InvolutionLayer, (8, 3, 2), (1, 8, 5, 6)),
+        (lgld_ops.FourierFeatureMixer, (3, 8), (2, 3, 5, 6)),
+        (LGLDNet, (3, 8, 2), (2, 3, 8, 8)),
+        (lgld_ops.compat.timm.Involution, (8, 3, 2, 4, 2), (1, 8, 6, 6)),
+        (lgld_ops.compat.holocron.Involution2d, (8, 3, 1), (1, 8, 5, 6)),
+    ],
+)
+def test_integers_of_numpy_are_ints(make: Any, args: tuple[Any, ...], x: tuple[int, ...]) -> None:
+    numpy_args = [tuple(map(np.int64, a)) if isinstance(a, tuple) else np.int64(a) for a in args]
+    module = make(*numpy_args)
+    module.load_state_dict(make(*args).state_dict())
+    assert module(torch.rand(x)).isfinite().all()
+    assert "int64" not in repr(module)
+    with pytest.raises(TypeError, match=r"must be (one|an) int"):
+        make(np.float64(8), *args[1:])
+
+
+@pytest.mark.parametrize(
     ("kwargs", "error", "parts"),
     [
         ({"channels": 0}, ValueError, ("channels", "0", "at least 1")),
