@@ -299,6 +299,9 @@ def _transformable(name: str, call: Callable[..., Tensor], backward: Callable[..
 def _transforming() -> bool:
     """Whether a torch.func transform or forward-mode differentiation is active."""
     if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            # Dynamo follows the Functions below down for ever: the transform runs in eager mode, fullgraph is an error.
+            torch._dynamo.graph_break()
         return False
     # A Function's forward runs with forward-mode differentiation switched off.
     forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
