@@ -10,6 +10,8 @@ LGLD-Net's, `LGLDNet` the network with them, `reference` the network as publishe
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _native, reference
@@ -46,8 +48,14 @@ __all__ = [
 ]
 __version__ = version()
 
-# A forced instruction set that this machine lacks is an error now, not at the first call.
-_native.active_variant()
+# A forced instruction set that this machine lacks is an error now, not at the first call. The command, which imports this
+# before any code of its own runs, says it in one sentence; argv[0] is "-m" while `python -m lgld_ops` does.
+try:
+    _native.active_variant()
+except RuntimeError as _error:
+    if Path(sys.argv[0]).name in ("lgld-ops", "-m"):
+        raise SystemExit(f"Error: {_error}") from None
+    raise
 
 # What `import lgld_ops` leaves for its first use: the module that defines each name.
 _LAZY = {

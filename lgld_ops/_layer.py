@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import SupportsIndex
 
 from torch import Tensor, nn
 
-from .ops.involution import IntOrPair, involution2d
+from .ops.involution import IntOrPair, check_tensor, involution2d
+
+
+def _is_integer(value: object) -> bool:
+    # numpy's integers have an index, as nn.Conv2d takes them; floats have none.
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
 
 
 def pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
     """`value` as (rows, columns), each an int of at least `least`; TypeError or ValueError naming `name` otherwise."""
     both = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in both):
+    if len(both) != 2 or not all(_is_integer(v) for v in both):
         raise TypeError(f"{name} must be an int or a pair of ints, but is {value!r}")
     if min(both) < least:
         raise ValueError(f"{name} must be at least {least}, but is {value!r}")
-    return both[0], both[1]
+    return index(both[0]), index(both[1])
 
 
-def check_counts(**values: int) -> None:
-    """Raise TypeError or ValueError naming the first argument that is no int of at least 1."""
+def counts(**values: int) -> tuple[int, ...]:
+    """The values as ints; TypeError or ValueError naming the first that is no int of at least 1."""
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not _is_integer(value):
             raise TypeError(f"{name} must be an int, but is {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, but is {value}")
+    return tuple(map(index, values.values()))
 
 
 def check_divides(name: str, value: int, of_name: str, of: int) -> None:
@@ -79,6 +87,9 @@ class InvolutionBase(nn.Module):
 
     def _checked_pool(self, x: Tensor) -> Tensor:
         window = self._window
+        check_tensor("x", x)
+        if not x.is_floating_point():
+            raise TypeError(f"x must be float16, bfloat16, float32 or float64, but is {x.dtype}")
         if x.dim() != 4 or x.shape[1] != window.channels:
             raise ValueError(f"x must have shape [B, {window.channels}, H, W], but has {list(x.shape)}")
         rows, columns = window.grid(x.shape[2], x.shape[3])
@@ -100,6 +111,7 @@ class InvolutionBase(nn.Module):
         """[B, C, H, W] -> [B, C', Ho, Wo], one pixel for each window.
 
         Raises:
+            TypeError: x is no tensor, or its dtype is not floating-point.
             ValueError: x has other dimensions or channels, or makes more or fewer windows than there are kernels.
         """
         kernel, w = self._kernel(self._checked_pool(x)), self._window

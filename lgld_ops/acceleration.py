@@ -6,7 +6,6 @@ class is defined and whatever it is called. Before it is changed, a copy of it a
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import copyreg
 import inspect
@@ -80,6 +79,14 @@ class Report:
                 widths = [max(map(len, column)) for column in zip(*table, strict=True)]
                 lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
         return "\n".join(lines)
+
+
+class _Unfit(Exception):
+    """Why a module that looks like one of those replaced is left."""
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 # --- recognition ------------------------------------------------------------------------------------------------------
@@ -164,7 +171,9 @@ def _fourier_feature_mixer(m: Any) -> _Plan | None:
         attributes["act"] = nn.SiLU()
     # The published code computes its sines in float32, whatever the dtype of x.
     unit = torch.finfo(torch.float32).eps
-    return _Plan(FourierFeatureMixer, attributes, ((2, channels, 9, 14),), unit) if channels > 0 else None
+    if channels < 1:
+        raise ValueError(f"proj must have more than 4 input channels, but has {m.proj.in_channels}")
+    return _Plan(FourierFeatureMixer, attributes, ((2, channels, 9, 14),), unit)
 
 
 _RECOGNISERS: tuple[tuple[frozenset[str], Callable[[Any], _Plan | None]], ...] = (
@@ -182,13 +191,19 @@ _OURS = (InvolutionBase, FourierFeatureMixer)
 
 
 def _recognise(module: nn.Module) -> _Plan | None:
+    """How to compute `module`, None where it is something else; _Unfit where it looks like an involution that can't be read."""
     names = {*module._modules, *module._parameters}
     for needed, plan in _RECOGNISERS:
         if needed <= names:
-            # A module that only shares the children's names lacks attributes, or raises what it likes where they are asked for.
-            with contextlib.suppress(Exception):
+            try:
                 if found := plan(module):
                     return found
+            except Exception as error:
+                # A module that shares but two names with us lacks attributes, or raises what it likes where they are asked
+                # for. It may be one of ours where they are there and of another kind.
+                pointwise = all(conv.kernel_size == (1, 1) for conv in _convolutions(module))
+                if len(needed) > 2 or (isinstance(error, (TypeError, ValueError)) and _convolutions(module) and pointwise):
+                    raise _Unfit(f"its attributes can't be read: {_line(error)}") from error
     return None
 
 
@@ -240,14 +255,6 @@ def _change(plan: _Plan, module: nn.Module) -> None:
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
-class _Unfit(Exception):
-    """Why a recognised module is left."""
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
 def _copy(module: nn.Module) -> nn.Module:
     """A deep copy without hooks: those see and may hold on to anything."""
     state = [item for m in module.modules() for item in vars(m).items()]
@@ -271,6 +278,10 @@ def _randomise(module: nn.Module) -> None:
     for b in module.buffers():
         if b.is_floating_point():
             b.copy_(filled(b))
+    # A factor of 1, too, would hide that it is applied. Floats of the modules inside are those modules' own business.
+    for name, value in vars(module).items():
+        if isinstance(value, float):
+            object.__setattr__(module, name, 0.75 * value + 0.125)
 
 
 def _step(module: nn.Module, x: Tensor, training: bool) -> dict[str, Tensor]:
@@ -293,12 +304,30 @@ def _step(module: nn.Module, x: Tensor, training: bool) -> dict[str, Tensor]:
     return {"output": y.detach()} | results | {f"buffer {name}": b for name, b in module.named_buffers()}
 
 
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, int | None]]:
+    """Every attribute of `module` and the modules inside, and how much the containers among them hold."""
+    return {
+        f"{path}.{name}".lstrip("."): (value, len(value) if isinstance(value, (list, dict, set)) else None)
+        for path, m in module.named_modules()
+        for name, value in vars(m).items()
+        if name != "training"
+    }
+
+
 def _attempt(what: str, module: nn.Module, x: Tensor, training: bool) -> dict[str, Tensor]:
+    mode = "train" if training else "eval"
+    before = _attributes(module)
     try:
-        return _step(module, x, training)
+        results = _step(module, x, training)
     except Exception as error:
-        mode = "train" if training else "eval"
         raise _Unfit(f"{what} fails in {mode} mode on {list(x.shape)}: {_line(error)}") from error
+    changed = []
+    for name, (value, size) in _attributes(module).items():
+        if name not in before or before[name][0] is not value or before[name][1] != size:
+            changed.append(name)
+    if changed:
+        raise _Unfit(f"{what} stores {', '.join(changed)} in {mode} mode, which would be lost")
+    return results
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
@@ -339,6 +368,8 @@ def _verify(plan: _Plan, module: nn.Module) -> tuple[float, float]:
         _change(plan, changed)
     except Exception as error:
         raise _Unfit(f"it can't be copied and changed: {_line(error)}") from error
+    if isinstance(changed, FourierFeatureMixer) and not changed._is_as_built():
+        raise _Unfit("its proj, bn or act is of a kind or configuration that only the modules one by one can compute")
     worst = (0.0, 0.0)
     for i, (shape, training) in enumerate(itertools.product(plan.shapes, (False, True))):
         x = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(3), device="cpu").to(tensor)
@@ -393,14 +424,15 @@ def accelerate(model: nn.Module) -> Report:
     are; so can `model` itself be one. Copies and pickles of the model keep the change (pickles need its classes to be
     importable, as before).
 
-    Before that, a copy with random weights and a changed copy of that copy are run in eval and in train mode, forward and
-    backward, on random input, in float64 and in the model's dtype. It is changed only where output, gradients and buffers
-    agree: in float64 to rounding, in its own dtype with at most 4 times the original's error, plus rounding. `model`, its
-    random state and gradients are not touched by this.
+    Before that, a copy with random weights and float attributes and a changed copy of that copy are run in eval and in train
+    mode, forward and backward, on random input, in float64 and in the model's dtype. It is changed only where output,
+    gradients and buffers agree: in float64 to rounding, in its own dtype with at most 4 times the original's error, plus
+    rounding. `model`, its random state and gradients are not touched by this.
 
-    Left with a reason: modules that differ (subclasses that compute something else), that can't be run here (CUDA-only
-    originals on the CPU), whose forward takes more than one tensor or was replaced on the instance, whose own parameters are
-    parametrized, that are compiled (`torch.compile`) or scripted. Modules that are ours already are not mentioned.
+    Left with a reason: modules that differ (subclasses that compute something else), whose forward stores something in an
+    attribute, that can't be run here (CUDA-only originals on the CPU), whose forward takes more than one tensor or was
+    replaced on the instance, whose own parameters are parametrized, that are compiled (`torch.compile`) or scripted, and
+    mixers whose BatchNorm is of another kind (GroupNorm, SyncBatchNorm). Modules that are ours already are not mentioned.
 
     Args:
         model: any module, on any device, in a dtype that the ops take; wrapped in DistributedDataParallel or not.
@@ -426,10 +458,12 @@ def accelerate(model: nn.Module) -> Report:
             if module not in scripted:
                 left.append(Left(name, kind, "it is scripted already: accelerate the model before torch.jit"))
             continue
-        plan = None if isinstance(module, _OURS) else _recognise(module)
-        if plan is None:
+        if isinstance(module, _OURS):
             continue
         try:
+            plan = _recognise(module)
+            if plan is None:
+                continue
             if reason := _obstacle(module, compiled):
                 raise _Unfit(reason)
             with torch.inference_mode(False), torch.enable_grad():

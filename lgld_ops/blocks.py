@@ -2,7 +2,7 @@
 
 Each is a subclass of its namesake in `lgld_ops.reference`, with the same parameters and state-dict keys, and equal to it up to
 rounding. Where somebody exchanged or hooks a part that would be evaluated together with another, the published formulation
-runs.
+runs; in LFA and GCE under torch.func transforms, too, where a sum in place fails if vmap maps over its other operand alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from . import reference
 from .nn import _ActivatedPointwise, _GatedActivation, _is_plain, _normalized_activation, _recomputes
+from .ops.involution import _transforming
 
 
 def _are_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
@@ -48,7 +49,8 @@ class LFA(reference.LFA):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, h, w]."""
-        if _has_any_global_hook() or not (_are_plain(nn.Conv2d, self.project) and _are_plain(nn.SiLU, self.act)):
+        plain = _are_plain(nn.Conv2d, self.project) and _are_plain(nn.SiLU, self.act)
+        if _has_any_global_hook() or _transforming() or not plain:
             return super().forward(x)
         first, second = self.project.weight.chunk(2, dim=1)
         # In place: a convolution keeps its input, not its output.
@@ -79,7 +81,7 @@ class GCE(reference.GCE):
         """[B, C, h, w] -> [B, C, h, w]."""
         convs = (self.dil2, self.dil4, self.dil8, self.compress)
         plain = _are_plain(nn.Conv2d, *convs) and all(conv.bias is not None for conv in convs) and _are_plain(nn.SiLU, self.act)
-        if _has_any_global_hook() or not plain:
+        if _has_any_global_hook() or _transforming() or not plain:
             return super().forward(x)
         hidden = self._hidden(x)
         p = F.silu(hidden)

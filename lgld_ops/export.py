@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import FusedLGLDNet
 from .ops import layer, plain_ffm
 
 __all__ = ["decompositions", "export_onnx"]
@@ -91,8 +93,9 @@ def export_onnx(
         torch's `ONNXProgram`.
 
     Raises:
-        TypeError: `model` is no torch.nn.Module, or `args` no tuple.
+        TypeError: `model` is no torch.nn.Module or has a fused network in it, or `args` is no tuple.
         ValueError: `model` is in training mode.
+        FileNotFoundError: `path` lies in no folder that exists.
         RuntimeError: a package is missing, or torch can't export the model.
     """
     if not isinstance(model, nn.Module):
@@ -101,6 +104,10 @@ def export_onnx(
         raise TypeError(f"args must be a tuple of the model's inputs, but is {type(args).__name__}")
     if model.training:
         raise ValueError("model must be in eval mode, but is in training mode: call model.eval() first")
+    if any(isinstance(module, FusedLGLDNet) for module in model.modules()):
+        raise TypeError("model must have no fused network in it, which ONNX can't express: export the network that was fused")
+    if path is not None and not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"path must be in a folder that exists, but is {os.fspath(path)!r}")
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import reference
+from ._layer import counts
 from .nn import _is_plain
 from .ops.ffm import fourier_feature_mixer
+from .ops.involution import check_tensor
 
 
 def _is_projection(module: nn.Module, stride: int) -> bool:
@@ -37,8 +39,8 @@ class FourierFeatureMixer(reference.FourierFeatureMixer):
 
     State dict: ``proj.*``, ``bn.*``, ``fourier_weight_real``, ``fourier_weight_imag``, the keys of LGLD-Net's published code.
     `bn` is an `nn.BatchNorm2d` that may be configured as one is (momentum, eps, affine, track_running_stats); its buffers are
-    updated as it would update them. Where somebody exchanged `proj` or `bn` for another kind of module, or hooks one, the
-    modules are called one by one, as published.
+    updated as it would update them. Where somebody exchanged `proj` or `bn` for another kind of module, or hooks one, and where
+    `bn` has one running statistic without the other or no positive eps, the modules are called one by one, as published.
 
     Raises:
         TypeError: an argument is of another type.
@@ -46,11 +48,7 @@ class FourierFeatureMixer(reference.FourierFeatureMixer):
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, *, stride: int = 2) -> None:
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, but is {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, but is {value}")
+        in_channels, out_channels, stride = counts(in_channels=in_channels, out_channels=out_channels, stride=stride)
         if out_channels % 2:
             raise ValueError(f"out_channels must be even, but is {out_channels}")
         super().__init__(in_channels, out_channels)
@@ -58,11 +56,12 @@ class FourierFeatureMixer(reference.FourierFeatureMixer):
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
 
     def _is_as_built(self) -> bool:
-        """Whether the modules can be evaluated together: nobody exchanged one or listens to one."""
+        """Whether the modules can be evaluated together: nobody exchanged one or listens to one, and the op takes them."""
         return (
-            not _has_any_global_hook()
-            and _is_projection(self.proj, self.stride)
+            _is_projection(self.proj, self.stride)
             and _is_plain(self.bn, nn.BatchNorm2d)
+            and (self.bn.running_mean is None) == (self.bn.running_var is None)
+            and 0 < self.bn.eps < math.inf
             and _is_plain(self.act, nn.SiLU)
         )
 
@@ -70,26 +69,27 @@ class FourierFeatureMixer(reference.FourierFeatureMixer):
         """[B, in_channels, H, W] -> [B, out_channels, ceil(H/stride), ceil(W/stride)].
 
         Raises:
+            TypeError: x is no tensor.
             ValueError: x has other dimensions or channels, or training on one value per channel.
         """
+        check_tensor("x", x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x must have shape [B, {self.in_channels}, H, W], but has {list(x.shape)}")
-        if not self._is_as_built():
+        if _has_any_global_hook() or not self._is_as_built():
             return super().forward(x)
         bn = self.bn
-        training = bn.training or bn.running_mean is None or bn.running_var is None
+        training = bn.training or bn.running_mean is None
         rows, columns = (-(-extent // self.stride) for extent in x.shape[2:])
         if training and x.shape[0] * rows * columns == 1:
-            size = torch.Size([1, self.out_channels, 1, 1])
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
+            return super().forward(x)  # counts the batch, then raises
         y, mean, var = fourier_feature_mixer(
             x,
             self.proj.weight,
             self.proj.bias,
             self.fourier_weight_real,
             self.fourier_weight_imag,
-            bn.weight if bn.affine else None,
-            bn.bias if bn.affine else None,
+            bn.weight,
+            bn.bias,
             None if training else bn.running_mean,
             None if training else bn.running_var,
             training,
@@ -108,8 +108,9 @@ class FourierFeatureMixer(reference.FourierFeatureMixer):
             bn.num_batches_tracked.add_(1)
         if bn.running_mean is None or bn.running_var is None or count == 0:
             return
-        # momentum=None: the mean over all batches.
-        share = bn.momentum if bn.momentum is not None else 1.0 / float(cast("Tensor", bn.num_batches_tracked))
+        share = bn.momentum
+        if share is None:  # the mean over all batches; BatchNorm2d moves nothing where they are not counted
+            share = 0.0 if bn.num_batches_tracked is None else 1.0 / float(bn.num_batches_tracked)
         bn.running_mean.mul_(1 - share).add_(mean.to(bn.running_mean.dtype), alpha=share)
         bn.running_var.mul_(1 - share).add_(var.to(bn.running_var.dtype), alpha=share * count / (count - 1))
 

@@ -9,6 +9,7 @@ from . import reference
 from .blocks import GCE, IPS, LFA, LGFM, Head
 from .mixer import FourierFeatureMixer
 from .nn import Involution2d
+from .ops.involution import _transforming, check_tensor
 
 
 class LGLDNet(reference.LGLDNet):
@@ -39,9 +40,18 @@ class LGLDNet(reference.LGLDNet):
     head_type = Head
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> logits [B, num_classes]."""
+        """[B, in_channels, H, W] -> logits [B, num_classes].
+
+        Raises:
+            TypeError: x is no tensor.
+            ValueError: x has other than 4 dimensions.
+        """
+        check_tensor("x", x)
+        if x.dim() != 4:
+            raise ValueError(f"x must be images [B, in_channels, H, W], but has shape {list(x.shape)}")
         local_map, global_map = self.local_stem(x), self.global_stem(x)
-        if x.device.type == "cpu":
+        # vmap knows no memory formats.
+        if x.device.type == "cpu" and not _transforming():
             local_map, global_map = (m.contiguous(memory_format=torch.channels_last) for m in (local_map, global_map))
         fused = self.lgfm(self.lfa(local_map), self.gce(global_map))
         # BatchNorm's backward takes several times as long on channels_last maps.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ._layer import InvolutionBase, Window, check_counts, check_divides
+from ._layer import InvolutionBase, Window, check_divides, counts
 from ._layer import pair as _pair
 from .ops.involution import IntOrPair, _transforming
 from .ops.layer import KERNEL_SIZES, involution_layer
@@ -25,8 +25,6 @@ def _silu_backward(grad: Tensor, h: Tensor) -> Tensor:
 
 class _ActivatedPointwise(torch.autograd.Function):
     """conv1x1(SiLU(h)) that keeps h alone: SiLU(h) is computed again where the weight's gradient needs it."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -59,8 +57,6 @@ class _ActivatedPointwise(torch.autograd.Function):
 
 class _GatedActivation(torch.autograd.Function):
     """SiLU(h) * gate that keeps h and gate alone. h [B, C, H, W], gate [B, C, 1, 1]."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(h: Tensor, gate: Tensor) -> Tensor:
@@ -106,15 +102,19 @@ def _normalized_activation(norm: nn.Module, activation: nn.Module, x: Tensor) ->
     # Asked before the call, since a hook that removes itself in it may have kept its result.
     fits = _is_plain(norm, nn.BatchNorm2d) and _is_plain(activation, nn.SiLU) and norm.training and isinstance(x, Tensor)
     h: Tensor = norm(x)
-    if not (fits and h.dtype == x.dtype and h.requires_grad and _recomputes()) or _transforming():
+    if not (fits and h.dtype == x.dtype and h.requires_grad and _recomputes()):
         return activation(h)  # type: ignore[no-any-return]
     norm = cast("nn.BatchNorm2d", norm)
     return _NormalizedActivation.apply(h, x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _recomputes() -> bool:
-    """Whether the functions above are worth it: eager training. Compilers and tracers choose for themselves what is kept."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None
+    """Whether the functions above are worth it: eager training. Compilers and tracers choose for themselves what is kept.
+
+    Not in transforms: the functions have no forward-mode derivative.
+    """
+    eager = not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None
+    return torch.is_grad_enabled() and eager and not _transforming()
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -182,7 +182,7 @@ class Involution2d(InvolutionBase):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        check_counts(channels=channels, reduction=reduction, groups=groups)
+        channels, reduction, groups = counts(channels=channels, reduction=reduction, groups=groups)
         check_divides("groups", groups, "channels", channels)
         if channels < reduction:
             raise ValueError(f"reduction must be at most channels, {channels}, but is {reduction}")
@@ -247,6 +247,7 @@ class Involution2d(InvolutionBase):
         """[B, C, H, W] -> [B, C, ceil(H/stride), ceil(W/stride)], one pixel for each window.
 
         Raises:
+            TypeError: x is no tensor, or its dtype is not floating-point.
             ValueError: x has other dimensions or channels, makes more or fewer windows than there are kernels, or `fused` is
                 set where it cannot be.
         """

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from operator import index
+from typing import ClassVar, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -43,19 +44,19 @@ def _pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int
     if len(given) != 2:
         raise ValueError(f"{name} must be one int or two, got {value!r}")
     for item in given:
-        if isinstance(item, bool) or not isinstance(item, int):
+        if isinstance(item, bool) or not isinstance(item, SupportsIndex):
             raise TypeError(f"{name} must be one int or two, got {value!r}")
         if item < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
-    return given
+    return index(given[0]), index(given[1])
 
 
 def _count(name: str, value: int, minimum: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    return value
+    return index(value)
 
 
 def involution2d_unfold(
@@ -138,9 +139,10 @@ class InvolutionLayer(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int = 3, reduction: int = 4) -> None:
         super().__init__()
-        _count("reduction", reduction)
-        _count("channels", channels, minimum=reduction)
-        if _count("kernel_size", kernel_size) % 2 == 0:
+        reduction = _count("reduction", reduction)
+        channels = _count("channels", channels, minimum=reduction)
+        kernel_size = _count("kernel_size", kernel_size)
+        if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd (the output keeps the size of the input), got {kernel_size}")
         hidden = channels // reduction
         self.kernel_size = kernel_size
@@ -197,7 +199,8 @@ class FourierFeatureMixer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        if _count("out_channels", out_channels) % 2:
+        out_channels = _count("out_channels", out_channels)
+        if out_channels % 2:
             raise ValueError(f"out_channels must be even, got {out_channels}")
         self.proj = nn.Conv2d(in_channels + 4, out_channels, 1, stride=2)
         self.bn = nn.BatchNorm2d(out_channels)
@@ -261,7 +264,8 @@ class GCE(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        hidden = _count("channels", channels, minimum=4) // 4
+        channels = _count("channels", channels, minimum=4)
+        hidden = channels // 4
         self.dil2 = nn.Conv2d(channels, channels, 3, padding=2, dilation=2)
         self.dil4 = nn.Conv2d(channels, channels, 3, padding=4, dilation=4)
         self.dil8 = nn.Conv2d(channels, channels, 3, padding=8, dilation=8)
@@ -326,9 +330,10 @@ class LGLDNet(nn.Module):
 
     def __init__(self, in_channels: int = 3, base_channels: int = 64, num_classes: int = 4) -> None:
         super().__init__()
-        _count("in_channels", in_channels)
-        _count("num_classes", num_classes)
-        if _count("base_channels", base_channels, minimum=4) % 2:
+        in_channels = _count("in_channels", in_channels)
+        num_classes = _count("num_classes", num_classes)
+        base_channels = _count("base_channels", base_channels, minimum=4)
+        if base_channels % 2:
             raise ValueError(f"base_channels must be even, got {base_channels}")
         self.local_stem = self.ips_type(in_channels, base_channels, involution_type=self.involution_type)
         self.global_stem = self.mixer_type(in_channels, base_channels)

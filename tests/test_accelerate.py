@@ -232,6 +232,31 @@ class CountsCalls(unfolded.DLi14):
         return super().forward(x)
 
 
+class KeepsKernel(unfolded.DLi14):
+    def forward(self, x: Tensor) -> Tensor:
+        self.kernel = self.conv2(self.conv1(x)).detach()
+        return super().forward(x)
+
+
+class KeepsSizes(unfolded.DLi14):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.conv1.sizes = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv1.sizes.append(x.shape)
+        return super().forward(x)
+
+
+class Weighted(unfolded.DLi14):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.weight = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * super().forward(x)
+
+
 class Masked(unfolded.DLi14):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         y = super().forward(x)
@@ -289,6 +314,18 @@ class Raises(nn.Module):
         raise RuntimeError("not built yet")
 
 
+def with_attribute(name: str, value: object) -> nn.Module:
+    layer = unfolded.DLi14(16, 3, 1)
+    setattr(layer, name, value)
+    return layer
+
+
+def without_groups() -> nn.Module:
+    layer = unfolded.ChristophReich1996(16, 16)
+    del layer.groups
+    return layer
+
+
 def old_weight_norm() -> nn.Module:
     layer = unfolded.DLi14(16, 3, 1)
     nn.utils.weight_norm(layer.conv2.conv)
@@ -300,6 +337,11 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "in training only": (lambda: InTrainingOnly(16, 3, 1), ("differs in train mode", "output")),
     "other gradients": (lambda: DetachedKernel(16), ("differs in eval mode", "gradient of conv1.conv.weight")),
     "changes a buffer": (lambda: CountsCalls(16, 3, 1), ("differs", "buffer calls")),
+    "stores a map": (lambda: KeepsKernel(16, 3, 1), ("its own forward stores kernel in eval mode",)),
+    "fills a list": (lambda: KeepsSizes(16, 3, 1), ("its own forward stores conv1.sizes in eval mode",)),
+    "scaled by 1": (lambda: Weighted(16, 3, 1), ("differs in eval mode", "output")),
+    "unreadable": (lambda: with_attribute("stride", "same"), ("stride must be an int or a pair of ints, but is 'same'",)),
+    "incomplete": (without_groups, ("AttributeError", "groups")),
     "takes more": (lambda: Masked(16, 3, 1), ("mask", "not one tensor")),
     "other sizes": (lambda: CropsOddSizes(16, 3, 2), ("replacement in float64 fails", "kernels")),
     "can't run": (lambda: CudaOnly(16, 3, 1), ("its own forward fails", "NotImplementedError: no CPU path")),
@@ -568,8 +610,23 @@ def test_fourier_feature_mixers(kind: Callable[[int, int], nn.Module], dtype: to
     assert called == ["bn"]
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("bn", nn.GroupNorm(4, 16)), ("bn", nn.SyncBatchNorm(16)), ("bn", nn.BatchNorm2d(16, eps=0.0)), ("act", nn.ReLU())],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else value,
+)
+def test_mixers_that_would_gain_nothing_are_left(name: str, part: nn.Module) -> None:
+    layer = reference.FourierFeatureMixer(3, 16)
+    setattr(layer, name, part)
+    report = accelerate(layer)
+    assert report.replaced == ()
+    assert "proj, bn or act" in report.left[0].reason
+    assert type(layer) is reference.FourierFeatureMixer
+
+
 def test_other_mixers_are_left() -> None:
     assert "differs" in accelerate(Imaginary()).left[0].reason
+    assert "more than 4 input channels, but has 4" in accelerate(Mixer(0)).left[0].reason
 
 
 # --- whole networks -----------------------------------------------------------------------------------------------------

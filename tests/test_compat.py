@@ -374,6 +374,7 @@ def test_any_layer_computes_its_source_or_refuses(layer: tuple[str, dict[str, An
         ("d_li14", (16, 3, 1, 0), {}, ValueError, ("dilation", "0")),
         ("timm", (20,), {}, ValueError, ("group_size", "16", "20")),
         ("timm", (16, 3, 1, 16, 17), {}, ValueError, ("rd_ratio", "17", "16")),
+        ("timm", (16,), {"norm_layer": None}, TypeError, ("norm_layer", "None", "class or function")),
         ("timm", (16, "3"), {}, TypeError, ("kernel_size", "'3'")),
         ("holocron", (8, 3, 1, 1, 3), {}, ValueError, ("groups", "3", "8")),
         ("holocron", (8, 3, -1), {}, ValueError, ("padding", "-1", "at least 0")),

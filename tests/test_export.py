@@ -187,12 +187,20 @@ def test_files_and_names(tmp_path: Path) -> None:
         (lgld_ops.Involution2d(4), (torch.zeros(1, 4, 5, 5),), ValueError, ("model", "eval mode")),
         (lgld_ops.Involution2d(4).eval(), torch.zeros(1, 4, 5, 5), TypeError, ("args", "tuple", "Tensor")),
         (lambda x: x, (torch.zeros(1),), TypeError, ("model", "Module", "function")),
+        (nn.Sequential(lgld_ops.fuse(lgld_ops.LGLDNet(3, 8))).eval(), (torch.zeros(1, 3, 8, 8),), TypeError, ("was fused",)),
     ],
 )
 def test_wrong_arguments(model: Any, args: Any, error: type[Exception], parts: tuple[str, ...]) -> None:
     with pytest.raises(error) as caught:
         export_onnx(model, args)
     assert all(part in str(caught.value) for part in parts)
+
+
+def test_missing_folder_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.export, "export", None)
+    path = tmp_path / "nope" / "x.onnx"
+    with pytest.raises(FileNotFoundError, match=f"path must be in a folder that exists, but is '{path}'"):
+        export_onnx(lgld_ops.Involution2d(4).eval(), (torch.zeros(1, 4, 5, 5),), path)
 
 
 def test_missing_package_is_named(run_python: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,12 +157,42 @@ def test_arguments_of_another_type(name: str, value: object) -> None:
         lgld_ops.involution2d(x, weight, **{key: values[key] for key in GEOMETRY})
 
 
+@pytest.mark.parametrize("value", [None, 3, [1.0]], ids=str)
 @pytest.mark.parametrize("which", [0, 1])
-def test_no_tensor(which: int) -> None:
+def test_no_tensor(which: int, value: object) -> None:
     arguments = arguments_of("involution2d", Bad({}, ()))
-    arguments[which] = [1.0]
-    with pytest.raises((TypeError, RuntimeError), match=("x", "weight")[which]):
+    arguments[which] = value
+    with pytest.raises(TypeError, match=f"^{('x', 'weight')[which]} must be a torch.Tensor, but is {re.escape(repr(value))}$"):
         lgld_ops.involution2d(*arguments)
+
+
+@pytest.mark.parametrize("index", [0, 1, 3, 4])
+def test_no_tensor_for_the_mixer(index: int) -> None:
+    names = ("x", "weight", "bias", "fourier_weight_real", "fourier_weight_imag")
+    arguments: list[Any] = [torch.zeros(1, 3, 4, 4), torch.zeros(8, 7), None, torch.zeros(4), torch.zeros(4)]
+    arguments[index] = None
+    with pytest.raises(TypeError, match=f"^{names[index]} must be a torch.Tensor, but is None$"):
+        lgld_ops.fourier_feature_mixer(*arguments, training=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "error", "message"),
+    [
+        (lambda: lgld_ops.Involution2d(8), 3, TypeError, "x must be a torch.Tensor, but is 3"),
+        (lgld_ops.FourierFeatureMixer, 3, TypeError, "x must be a torch.Tensor, but is 3"),
+        (lambda: lgld_ops.LGLDNet(3, 8), None, TypeError, "x must be a torch.Tensor, but is None"),
+        (lambda: lgld_ops.LGLDNet(3, 8), torch.zeros(3, 9, 8), ValueError, "images .* has shape [3, 9, 8]"),
+        (
+            lambda: lgld_ops.Involution2d(8),
+            torch.zeros(1, 8, 5, 5, dtype=torch.int64),
+            TypeError,
+            "x must be .* is torch.int64",
+        ),
+    ],
+)
+def test_modules_name_what_they_were_given(make: Any, x: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message.replace("[", r"\[")):
+        make()(x)
 
 
 @pytest.mark.parametrize("kind", ["sparse", "quantized"])

@@ -168,6 +168,20 @@ def test_func_second_derivatives() -> None:
         torch.testing.assert_close(*twice)
 
 
+COMPILED: dict[str, Any] = {
+    "grad": lambda f, x, weight: grad(scalar(f))(x, weight),
+    "vmap": lambda f, x, weight: vmap(grad(scalar(f)), (0, None))(torch.stack([x, 2 * x]), weight),
+    "jvp": lambda f, x, weight: jvp(f, (x, weight), (weight.mean() * x, weight.cos())),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_transforms(name: str) -> None:
+    torch._dynamo.reset()
+    x, weight, _ = STRIDED.operands()
+    same(lambda f: torch.compile(lambda *o: COMPILED[name](f, *o), backend="aot_eager"), x, weight)
+
+
 def test_func_through_the_layer() -> None:
     torch.manual_seed(0)
     layer = lgld_ops.Involution2d(8).double()

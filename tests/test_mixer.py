@@ -108,6 +108,37 @@ def test_buffers_move_as_batchnorm_moves_them(name: str) -> None:
     assert_buffers_equal(ours, published)
 
 
+CHANGES: dict[str, dict[str, Any]] = {
+    "affine": {"affine": False},
+    "not_counted": {"momentum": None, "num_batches_tracked": None},
+    "no_eps": {"eps": 0.0},
+    "no_running_mean": {"running_mean": None},
+    "no_running_variance": {"running_var": None},
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", CHANGES)
+def test_batchnorm_changed_after_it_was_built(name: str, training: bool) -> None:
+    """The result or the error of BatchNorm2d."""
+    modules, found = pair(), []
+    x = torch.rand(2, 3, 6, 7)
+    for module in modules:
+        torch.manual_seed(2)
+        nn.init.normal_(module.bn.weight)
+        for attribute, value in CHANGES[name].items():
+            setattr(module.bn, attribute, value)
+        try:
+            found.append(module.train(training)(x))
+        except (RuntimeError, ValueError) as error:
+            found.append(str(error))
+    if isinstance(found[1], str):
+        assert found[0] == found[1]
+    else:
+        torch.testing.assert_close(found[0], found[1], rtol=2e-5, atol=2e-5)
+    assert_buffers_equal(*modules)
+
+
 def test_one_value_per_channel() -> None:
     ours, published = pair()
     x = torch.rand(1, 3, 2, 2)
@@ -117,6 +148,7 @@ def test_one_value_per_channel() -> None:
             module(x)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+    assert_buffers_equal(ours, published)
     torch.testing.assert_close(ours.eval()(x), published.eval()(x))
 
 

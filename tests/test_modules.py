@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 
 import lgld_ops
@@ -155,6 +156,27 @@ def test_same_padding() -> None:
     assert Involution2d(4, 1).padding == (0, 0)
     assert Involution2d(4, 4, padding=0).padding == (0, 0)
     assert Involution2d(4, 3, padding=(1, 1)).padding == Involution2d(4).padding
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "x"),
+    [
+        (Involution2d, (8, (3, 5), 2), (1, 8, 5, 6)),
+        (reference.InvolutionLayer, (8, 3, 2), (1, 8, 5, 6)),
+        (lgld_ops.FourierFeatureMixer, (3, 8), (2, 3, 5, 6)),
+        (LGLDNet, (3, 8, 2), (2, 3, 8, 8)),
+        (lgld_ops.compat.timm.Involution, (8, 3, 2, 4, 2), (1, 8, 6, 6)),
+        (lgld_ops.compat.holocron.Involution2d, (8, 3, 1), (1, 8, 5, 6)),
+    ],
+)
+def test_integers_of_numpy_are_ints(make: Any, args: tuple[Any, ...], x: tuple[int, ...]) -> None:
+    numpy_args = [tuple(map(np.int64, a)) if isinstance(a, tuple) else np.int64(a) for a in args]
+    module = make(*numpy_args)
+    module.load_state_dict(make(*args).state_dict())
+    assert module(torch.rand(x)).isfinite().all()
+    assert "int64" not in repr(module)
+    with pytest.raises(TypeError, match=r"must be (one|an) int"):
+        make(np.float64(8), *args[1:])
 
 
 @pytest.mark.parametrize(
@@ -488,6 +510,60 @@ def test_network_equals_the_reference(size: tuple[int, int], monkeypatch: pytest
     scale = float(torch.stack([value.norm() for key, value in theirs.items() if key.startswith("grad/")]).norm())
     for key, value in theirs.items():
         torch.testing.assert_close(mine[key], value, rtol=1e-9, atol=1e-12 * max(1.0, scale))
+
+
+def dual(f: Callable[[Tensor], Tensor], x: Tensor, tangent: Tensor) -> Any:
+    with forward_ad.dual_level():
+        return tuple(forward_ad.unpack_dual(f(forward_ad.make_dual(x, tangent))))
+
+
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "dual_level": dual,
+    "jvp": lambda f, x, tangent: torch.func.jvp(f, (x,), (tangent,)),
+    "hessian": lambda f, x, _: torch.func.hessian(lambda x: f(x).square().sum())(x),
+}
+
+
+def accelerated() -> tuple[nn.Module, nn.Module]:
+    _, published = layers()
+    ours = copy.deepcopy(published)
+    assert lgld_ops.accelerate(ours).replaced
+    return ours, published
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    published, ours = reference.LGLDNet(3, 4).double().eval(), LGLDNet(3, 4).double().eval()
+    ours.load_state_dict(published.state_dict(), strict=True)
+    return ours, published
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(("make", "channels"), [(layers, 16), (accelerated, 16), (networks, 3)])
+def test_forward_mode(make: Any, channels: int, transform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference.FourierFeatureMixer, "position_maps", staticmethod(exact_position_maps))
+    ours, published = make()
+    x, tangent = torch.randn(2, 1, channels, 4, 3, dtype=torch.float64)
+    torch.testing.assert_close(*(TRANSFORMS[transform](module, x, tangent) for module in (ours, published)))
+
+
+@pytest.mark.parametrize("mapped", ["", "lfa.dw5", "gce.dil8.weight"])
+def test_per_sample_gradients_of_the_network(mapped: str) -> None:
+    """vmap over images, or over the parameters of one branch."""
+    network, _ = networks()
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+    images = torch.rand(3, 1, 3, 6, 7, dtype=torch.float64)
+    gradient = torch.func.grad(lambda p, x: torch.func.functional_call(network, p, (x,)).square().sum())
+    if not mapped:
+        found = torch.func.vmap(gradient, (None, 0))(parameters, images)
+        expected = [gradient(parameters, image) for image in images]
+    else:
+        names = [name for name in parameters if name.startswith(mapped)]
+        several = [parameters | {name: factor * parameters[name] for name in names} for factor in (1, 2, 3)]
+        stacked = parameters | {name: torch.stack([p[name] for p in several]) for name in names}
+        in_dims = {name: 0 if name in names else None for name in parameters}
+        found = torch.func.vmap(gradient, (in_dims, None))(stacked, images[0])
+        expected = [gradient(p, images[0]) for p in several]
+    torch.testing.assert_close(found, {name: torch.stack([e[name] for e in expected]) for name in parameters})
 
 
 def test_network_is_the_reference_but_for_the_layer() -> None:

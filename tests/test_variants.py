@@ -6,7 +6,10 @@ import ctypes
 import itertools
 import json
 import mmap
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -206,6 +209,18 @@ def test_a_variant_that_was_not_built_is_an_error(wanted: str, run_python: Calla
     assert done.returncode != 0
     assert last.startswith("RuntimeError: ")
     assert all(part in last for part in ("LGLD_CPU_VARIANT", repr(wanted), *RUNS)), last
+
+
+def test_the_command_says_so_in_one_sentence(tmp_path: Path) -> None:
+    script = tmp_path / "lgld-ops"
+    script.write_text("from lgld_ops.cli import main\nmain()\n")
+    environment = os.environ | {"LGLD_CPU_VARIANT": "mmx", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    for command in (["-m", "lgld_ops"], [str(script)]):
+        done = subprocess.run([sys.executable, *command, "info"], env=environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("Error: LGLD_CPU_VARIANT is 'mmx'")
+        assert all(name in line for name in BUILT)
 
 
 @pytest.mark.skipif(len(RUNS) == len(BUILT), reason="this processor has every instruction set of the build")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._layer import InvolutionBase, Window, check_counts, check_divides, pair
+from .._layer import InvolutionBase, Window, check_divides, counts, pair
 from ..ops.involution import IntOrPair
 
 
@@ -29,7 +29,9 @@ class MappedInvolution(InvolutionBase):
         sigma_mapping: nn.Module | None,
         reduce_ratio: int,
     ) -> None:
-        check_counts(in_channels=in_channels, out_channels=out_channels, groups=groups, reduce_ratio=reduce_ratio)
+        in_channels, out_channels, groups, reduce_ratio = counts(
+            in_channels=in_channels, out_channels=out_channels, groups=groups, reduce_ratio=reduce_ratio
+        )
         check_divides("groups", groups, "in_channels", in_channels)
         check_divides("groups", groups, "out_channels", out_channels)
         if out_channels < reduce_ratio:

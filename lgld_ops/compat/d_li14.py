@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .._layer import InvolutionBase, Window, check_counts, check_divides
+from .._layer import InvolutionBase, Window, check_divides, counts
 
 __all__ = ["involution"]
 
@@ -55,7 +55,9 @@ class involution(InvolutionBase):
 
     def __init__(self, channels: int, kernel_size: int, stride: int, dilation: int = 1) -> None:
         super().__init__()
-        check_counts(channels=channels, kernel_size=kernel_size, stride=stride, dilation=dilation)
+        channels, kernel_size, stride, dilation = counts(
+            channels=channels, kernel_size=kernel_size, stride=stride, dilation=dilation
+        )
         self.group_channels = 16
         check_divides("the number of channels that share a kernel", self.group_channels, "channels", channels)
         self.channels, self.kernel_size, self.stride, self.dilation = channels, kernel_size, stride, dilation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .._layer import InvolutionBase, Window, check_counts, check_divides, pair
+from .._layer import InvolutionBase, Window, check_divides, counts, pair
 
 __all__ = ["Involution2d"]
 
@@ -45,7 +45,9 @@ class Involution2d(InvolutionBase):
         reduction_ratio: float = 1,
     ) -> None:
         super().__init__()
-        check_counts(in_channels=in_channels, kernel_size=kernel_size, stride=stride, groups=groups, dilation=dilation)
+        in_channels, kernel_size, stride, groups, dilation = counts(
+            in_channels=in_channels, kernel_size=kernel_size, stride=stride, groups=groups, dilation=dilation
+        )
         check_divides("groups", groups, "in_channels", in_channels)
         if not isinstance(reduction_ratio, (int, float)) or isinstance(reduction_ratio, bool):
             raise TypeError(f"reduction_ratio must be a number, but is {reduction_ratio!r}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .._layer import InvolutionBase, Window, check_counts, check_divides
+from .._layer import InvolutionBase, Window, check_divides, counts
 
 __all__ = ["Involution"]
 
@@ -69,8 +69,12 @@ class Involution(InvolutionBase):
         act_layer: Callable[..., nn.Module] | None = nn.ReLU,
     ) -> None:
         super().__init__()
-        check_counts(channels=channels, kernel_size=kernel_size, stride=stride, group_size=group_size, rd_ratio=rd_ratio)
+        channels, kernel_size, stride, group_size, rd_ratio = counts(
+            channels=channels, kernel_size=kernel_size, stride=stride, group_size=group_size, rd_ratio=rd_ratio
+        )
         check_divides("group_size", group_size, "channels", channels)
+        if not callable(norm_layer):
+            raise TypeError(f"norm_layer must be a class or function that makes a module of a number, but is {norm_layer!r}")
         if channels < rd_ratio:
             raise ValueError(f"rd_ratio must be at most channels, {channels}, but is {rd_ratio}")
         self.kernel_size, self.stride, self.channels, self.group_size = kernel_size, stride, channels, group_size

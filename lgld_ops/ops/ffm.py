@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import plain, plain_ffm
 from .involution import _fake as _fake_of
-from .involution import _memory_format, _transforming
+from .involution import _memory_format, _transforming, check_tensor
 from .schemas import LIBRARY, NAMESPACE
 
 _ops = torch.ops.lgld_ops
@@ -258,9 +258,14 @@ def fourier_feature_mixer(
         slower and keeps maps.
 
     Raises:
+        TypeError: x, weight, fourier_weight_real or fourier_weight_imag is no tensor.
         RuntimeError: an argument's shape, dtype, device or value does not fit; the message names it, what it was and what it
         must be.
     """
+    check_tensor("x", x)
+    check_tensor("weight", weight)
+    check_tensor("fourier_weight_real", fourier_weight_real)
+    check_tensor("fourier_weight_imag", fourier_weight_imag)
     args = (
         weight, bias, fourier_weight_real, fourier_weight_imag, bn_weight, bn_bias, running_mean, running_var, training, eps,
         stride,

@@ -299,10 +299,19 @@ def _transformable(name: str, call: Callable[..., Tensor], backward: Callable[..
 def _transforming() -> bool:
     """Whether a torch.func transform or forward-mode differentiation is active."""
     if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            # Dynamo follows the Functions below down for ever: the transform runs in eager mode, fullgraph is an error.
+            torch._dynamo.graph_break()
         return False
     # A Function's forward runs with forward-mode differentiation switched off.
     forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
     return torch._C._are_functorch_transforms_active() or forward_mode
+
+
+def check_tensor(name: str, value: object) -> None:
+    """TypeError naming `name` where `value` is neither a tensor nor something that torch's operators take for one."""
+    if not isinstance(value, Tensor) and not hasattr(value, "__torch_function__"):
+        raise TypeError(f"{name} must be a torch.Tensor, but is {value!r}")
 
 
 def grad_x(grad_y: Tensor, weight: Tensor, height: int, width: int, *args: Any) -> Tensor:
@@ -353,9 +362,12 @@ def involution2d(
         autocast x and weight are cast to the autocast dtype.
 
     Raises:
+        TypeError: x or weight is no tensor.
         RuntimeError: an argument's shape, dtype, device or value does not fit; the message names it, what it was and what it
             must be. On the CPU also where kernel_size, stride and dilation together need over 1 GiB of scratch a thread.
     """
+    check_tensor("x", x)
+    check_tensor("weight", weight)
     if _transforming():
         # A Function's backward sees the operands it was given, so autocast has to come before it.
         narrow = _autocast_dtype(x, weight)
