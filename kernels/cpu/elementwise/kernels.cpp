@@ -57,8 +57,7 @@ void map(ElementwiseOp op, const T* a, const T* b, const T* c, T* out, int64_t n
     case Op::kScale: return apply<2>(a, b, c, out, n, [](V x, V y, V) LGLD_INLINE_LAMBDA { return scale(x, y); });
     case Op::kExp: return apply<1>(a, b, c, out, n, [](V x, V, V) LGLD_INLINE_LAMBDA { return exp(x); });
     case Op::kSilu: return apply<1>(a, b, c, out, n, [](V x, V, V) LGLD_INLINE_LAMBDA { return silu(x); });
-    case Op::kSiluDerivative:
-      return apply<1>(a, b, c, out, n, [](V x, V, V) LGLD_INLINE_LAMBDA { return silu_derivative(x); });
+    case Op::kSiluDerivative: return apply<1>(a, b, c, out, n, [](V x, V, V) LGLD_INLINE_LAMBDA { return silu_derivative(x); });
     case Op::kCount: return;
   }
 }
