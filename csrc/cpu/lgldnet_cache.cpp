@@ -14,7 +14,7 @@
 namespace lgld {
 namespace {
 
-constexpr size_t kMostNetworks = 4, kMostSizes = 8, kMostWorkspaces = 8;
+constexpr size_t kMostNetworks = 4, kMostSizes = 8, kEnoughWorkspaces = 8;
 constexpr int64_t kMostIdleBytes = int64_t{512} << 20;
 
 // Zeroed floats. Asking for pages of 2 MiB keeps the translation of addresses out of the transforms, which write 64 places at
@@ -56,7 +56,7 @@ struct LgldnetWorkspace {
   int64_t workers, scratch_pitch;
   Floats memory;
   std::unique_ptr<Counter[]> counters;
-  mutable uint64_t turns = 1;  // calls take some through a lease that they do not change otherwise
+  mutable uint64_t turns = 1;  // taken by calls, whose lease is const
 };
 
 struct LgldnetSize {
@@ -116,8 +116,8 @@ void drop_idle(Cache& c, LgldnetSize& size) {
   while (!size.idle.empty()) drop_oldest(c, size);
 }
 
-// Drops what was used longest ago until the idle workspaces hold no more than they may. The last one of `used` stays, however
-// large: the next call of that size would only allocate it again.
+// Drops idle workspaces until they hold no more than they may: those of the network used longest ago first, of its sizes those
+// used longest ago. The last one of `used` stays, however large: the next call of that size would only allocate it again.
 void keep_within_bytes(Cache& c, const LgldnetSize& used) {
   for (auto network = c.networks.rbegin(); network != c.networks.rend(); ++network)
     for (auto size = (*network)->sizes.rbegin(); size != (*network)->sizes.rend(); ++size) {
@@ -175,16 +175,17 @@ LgldnetLease::LgldnetLease(const LgldnetKernels& kernels, const LgldnetGeometry&
     }
   // All idle ones are too small: where there are enough of them, the new one takes the place of one.
   const size_t leases = static_cast<size_t>(size_.use_count()) - 1;  // of this size, this one included
-  if (!idle.empty() && idle.size() + leases > kMostWorkspaces) drop_oldest(c, *size_);
-  ++c.made;
+  if (!idle.empty() && idle.size() + leases > kEnoughWorkspaces) drop_oldest(c, *size_);
   lock.unlock();
   workspace_.emplace_back(size_->plan, threads);
+  lock.lock();
+  ++c.made;
 }
 
 LgldnetLease::~LgldnetLease() {
   Cache& c = cache();
   const std::lock_guard<std::mutex> lock(c.mutex);
-  // A plan that was forgotten meanwhile has no other owner and takes no workspace back.
+  // A plan that was forgotten meanwhile is found by nobody and takes no workspace back.
   bool known = false;
   for (const auto& network : c.networks)
     for (const auto& size : network->sizes) known = known || size == size_;
@@ -194,7 +195,7 @@ LgldnetLease::~LgldnetLease() {
     size_->idle.splice(size_->idle.begin(), workspace_);
     keep_within_bytes(c, *size_);
   }
-  size_.reset();  // while nobody counts leases
+  size_.reset();  // under the mutex, since the constructor counts leases by it
 }
 
 const LgldnetPlan& LgldnetLease::plan() const { return size_->plan; }

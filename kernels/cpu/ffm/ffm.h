@@ -1,8 +1,8 @@
 // LGLD-Net's Fourier feature mixer on the CPU: position terms, 1x1 projection, modulation, BatchNorm and SiLU in one pass.
 //
-//   f[i,j]   = (x[.., s i, s j], sin 2 pi s i / H, cos 2 pi s i / H, sin 2 pi s j / W, cos 2 pi s j / W)    F = inputs + 4
-//   features z[c,i,j] = m_c (sum_k w[c,k] f_k[i,j] + b_c),   m = (real, imag), one factor a channel y        = SiLU(gamma_c (z
-//   - mean_c) / sqrt(var_c + eps) + beta_c)
+//   f[i,j]   = (x[.., s i, s j], sin 2 pi s i / H, cos 2 pi s i / H, sin 2 pi s j / W, cos 2 pi s j / W)
+//   z[c,i,j] = m_c (sum_k w[c,k] f_k[i,j] + b_c)         F = inputs + 4 features; m = (real, imag), one factor a channel
+//   y        = SiLU(gamma_c (z - mean_c) / sqrt(var_c + eps) + beta_c)
 //
 // z is linear in f, so the batch statistics follow from the mean and covariance of the features, and a pixel costs `inputs` + 2
 // multiply-adds a channel: u[c,i,j] = slope[c] . f + offset[c], everything folded in double on each call. Backward computes u

@@ -234,7 +234,7 @@ LGLD_INLINE V load_lanes(const E* p, Int<V::kLanes>) {
   return V::load(p);
 }
 
-// The first `count` elements of a bundle, which may end earlier.
+// The first `count` elements of a bundle: all but some of the last vector, at least.
 template <class T, int N, class E>
 LGLD_INLINE void store_bundle(const Bundle<T, N>& value, E* p, int64_t count) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
@@ -384,9 +384,9 @@ __attribute__((noinline)) void backward_planes(const FfmPlan& p, const FfmFold& 
       Sums<T, kIn> sums[kChannels];
       each([&](auto m) LGLD_INLINE_LAMBDA { sums[m].clear(scratch.sums + (2 * m + 1) * s.inputs, s.inputs); });
       // A bundle has some vectors of each channel: vector n of channel m is number n * kChannels + m.
-      each_bundle<kBundle / kChannels>(ceil_of(end - begin, V::kLanes), [&](auto vectors, int64_t first) LGLD_INLINE_LAMBDA {
+      each_bundle<kBundle / kChannels>(ceil_of(end - begin, V::kLanes), [&](auto vectors, int64_t number) LGLD_INLINE_LAMBDA {
         using Both = Bundle<T, vectors.value * kChannels>;
-        const int64_t j = begin + first * V::kLanes, left = end - j - (vectors - 1) * V::kLanes;
+        const int64_t j = begin + number * V::kLanes, left = end - j - (vectors - 1) * V::kLanes;
         const int lanes = static_cast<int>(left < V::kLanes ? left : V::kLanes);  // of the last vector
         const auto u = Both::make([&](auto k) LGLD_INLINE_LAMBDA {
           constexpr int m = k.value % kChannels;

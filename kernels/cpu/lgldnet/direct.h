@@ -1,22 +1,15 @@
 // The dilated convolutions of GCE tap by tap, for small maps: a task is a row of the map, whose pixels lie in up to four grids.
 #pragma once
 #include "context.h"
+#include "maps.h"
 
 namespace lgld {
 namespace {
 
-// f(first pixel in the grid's row, their number, its grid's column) for the pixels j = column, column + 4, ... of row i.
+// f(j, count) for the pixels j, j + 4, ... of a row, which are neighbours in their grid: `count` of them.
 template <class Function>
 LGLD_INLINE void each_grid(const LgldnetPlan& p, Function f) {
   for (int64_t j = 0; j < smaller(p.width, 4); ++j) f(j, (p.width - j + 3) / 4);
-}
-
-// Where pixels (i, j), (i, j + 4), ... stand, i and j from -8 on.
-LGLD_INLINE int64_t mixer_run(const LgldnetPlan& p, int64_t i, int64_t j) {
-  return p.mixer_map + ((i + 8) % 4 * 4 + (j + 8) % 4) * p.grid + ((i + 8) / 4 * p.grid_columns + (j + 8) / 4) * p.padded;
-}
-LGLD_INLINE int64_t context_run(const LgldnetPlan& p, int64_t i, int64_t j) {
-  return p.context_map + (i % 4 * 4 + j % 4) * p.context_grid + (i / 4 * p.context_columns + j / 4) * p.padded;
 }
 
 // Dilations 4 and 8, as wide_context.
@@ -24,10 +17,10 @@ void wide_taps(const LgldnetCall& call, int64_t i, float*) {
   const LgldnetPlan& p = *call.plan;
   const int64_t columns = p.padded, channels = p.geometry.channels;
   each_grid(p, [&](int64_t j, int64_t pixels) {
-    float* out = call.workspace + context_run(p, i, j);
+    float* out = call.workspace + context_pixel(p, i, j);
     for (int u = 0; u < 5; ++u) {
       const LgldnetTaps& taps = kWideTaps[u];
-      const float* from = call.workspace + mixer_run(p, i + 4 * (u - 2), j + 4 * taps.first);
+      const float* from = call.workspace + mixer_pixel(p, i + 4 * (u - 2), j + 4 * taps.first);
       gemm({from, columns, taps.count, channels, taps.step * columns}, pixels, call.packed + p.packed.wide_taps[u], columns,
            u == 0 ? zeros_of(call) : out, u == 0 ? 0 : columns, out, columns);
     }
@@ -41,9 +34,9 @@ void near_taps(const LgldnetCall& call, int64_t i, float*) {
   float* sums = call.workspace + p.context_sums + i * columns;
   zero_floats(sums, columns);
   each_grid(p, [&](int64_t j, int64_t pixels) {
-    float* out = call.workspace + context_run(p, i, j);
+    float* out = call.workspace + context_pixel(p, i, j);
     for (int64_t t = 0; t < 9; ++t) {
-      const float* from = call.workspace + mixer_run(p, i + 2 * (t / 3 - 1), j + 2 * (t % 3 - 1));
+      const float* from = call.workspace + mixer_pixel(p, i + 2 * (t / 3 - 1), j + 2 * (t % 3 - 1));
       gemm({from, columns, 1, channels, 0}, pixels, call.packed + p.packed.near_taps + t * channels * columns, columns, out,
            columns, out, columns);
     }

@@ -7,7 +7,7 @@
 //   - `compress` is folded into the three dilated convolutions, whose outputs are then summed. Those of dilation 4 and 8 are
 //     one 5x5 convolution (17 taps that are not zero) on each of the 16 grids of pixels with equal (i mod 4, j mod 4), done as
 //     Winograd F(4x4, 5x5); that of dilation 2 is a 3x3 convolution on each of the 4 grids (i mod 2, j mod 2), F(4x4, 3x3). On
-//     small maps, most of whose windows lie in the padding, both are done tap by tap instead (kDirectPixels in plan.cpp);
+//     small maps both are done tap by tap, which is faster there and more exact (kDirectPixels in plan.cpp);
 //   - pooling commutes with the gates, so the gated, the blended and the head's map are never stored.
 //
 // Maps are channels last, channels padded with zeros to whole vectors. The caller brings all memory and the threads: it runs

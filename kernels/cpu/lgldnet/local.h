@@ -41,8 +41,8 @@ LGLD_NOINLINE void depthwise_tile(const float* map, int64_t map_row, int64_t col
   }
 }
 
-// y = SiLU(y) over `pixels` rows, adding each channel to `sums`: the strip's own sum first, which keeps the error of adding few
-// values to a large sum from growing with their number.
+// y = SiLU(y) over `pixels` rows, adding each channel to `sums`. The strip is summed by itself first: a task's sum is then
+// rounded once a strip, not once a pixel.
 LGLD_INLINE void silu_and_sum(const float* from, int64_t pixels, int64_t columns, float* to, float* sums) {
   for (int64_t c = 0; c < columns; c += F::kLanes) {
     F sum[4] = {F::zero(), F::zero(), F::zero(), F::zero()};

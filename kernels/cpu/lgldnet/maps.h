@@ -1,4 +1,4 @@
-// Where the maps between the stages stand, for whoever reads or writes them from outside: the stages' ops and tests.
+// Where the pixels of the maps between the stages stand.
 #pragma once
 #include "lgldnet.h"
 
@@ -9,8 +9,9 @@ namespace {
 inline int64_t stem_pixel(const LgldnetPlan& p, int64_t i, int64_t j) {
   return p.stem_map + (i + 2) * p.stem_row + (j + 2) * p.padded;
 }
+// The border too: i and j from -8 on.
 inline int64_t mixer_pixel(const LgldnetPlan& p, int64_t i, int64_t j) {
-  return p.mixer_map + (i % 4 * 4 + j % 4) * p.grid + ((i / 4 + 2) * p.grid_columns + j / 4 + 2) * p.padded;
+  return p.mixer_map + ((i + 8) % 4 * 4 + (j + 8) % 4) * p.grid + ((i + 8) / 4 * p.grid_columns + (j + 8) / 4) * p.padded;
 }
 inline int64_t context_pixel(const LgldnetPlan& p, int64_t i, int64_t j) {
   return p.context_map + (i % 4 * 4 + j % 4) * p.context_grid + (i / 4 * p.context_columns + j / 4) * p.padded;

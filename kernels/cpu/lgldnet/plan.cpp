@@ -93,7 +93,7 @@ LgldnetPlan lgldnet_plan(const LgldnetGeometry& g, const LgldnetVectors& v, int6
   const int64_t stem_scratch = 3 * g.in_channels * image_row + ring + w * (p.padded_hidden + p.padded_taps);
   const int64_t mixer_scratch = g.in_channels * round_up(w, 16);
   const int64_t rows_copy = 16 * columns;  // of a product of matrices in place
-  const int64_t context_scratch = most(64 * p.wide_pitch, 36 * p.near_pitch) + rows_copy;
+  const int64_t context_scratch = p.direct ? 0 : most(64 * p.wide_pitch, 36 * p.near_pitch) + rows_copy;
   const int64_t strips = p.strip * 5 * columns;
   p.scratch = round_up(most(most(stem_scratch, mixer_scratch), most(context_scratch, strips)), 16);
 

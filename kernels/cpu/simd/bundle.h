@@ -1,4 +1,5 @@
-// Several vectors that go through a function side by side, an operation of all of them before the next operation.
+// Several vectors that go through a function side by side, an operation of all of them before the next operation. Included
+// behind a set's header.
 //
 // A chain like SiLU's takes some 100 cycles and 30 instructions. A processor looks ahead about 100 waiting instructions, three
 // such chains one behind the other, and issues one instruction a cycle of them; of four chains side by side it issues two.
