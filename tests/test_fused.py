@@ -120,22 +120,21 @@ def test_trained_weights(shared_dir: Path) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("gain", [1.0, 2.5])
 @pytest.mark.parametrize(
-    ("in_channels", "channels", "classes", "batch", "height", "width"),
+    ("in_channels", "channels", "classes", "batch", "height", "width", "gain"),
     [
-        (3, 64, 4, 1, 224, 224),
-        (3, 64, 4, 3, 96, 96),
-        (3, 64, 5, 2, 61, 83),
-        (1, 4, 1, 1, 1, 1),
-        (3, 8, 2, 1, 1, 40),
-        (2, 12, 3, 1, 40, 1),
-        (4, 132, 7, 1, 20, 33),
-        (5, 36, 4, 1, 2, 3),
-        (3, 16, 2, 1, 300, 18),
-        (3, 64, 4, 2, 1, 1),
-        (3, 64, 4, 2, 22, 22),
-        (3, 64, 4, 2, 28, 28),
+        (3, 64, 4, 1, 224, 224, 1.0),
+        (3, 64, 4, 3, 96, 96, 1.0),
+        (3, 64, 5, 2, 61, 83, 2.5),
+        (1, 4, 1, 1, 1, 1, 1.0),
+        (3, 8, 2, 1, 1, 40, 2.5),
+        (2, 12, 3, 1, 40, 1, 1.0),
+        (4, 132, 7, 1, 20, 33, 2.5),
+        (5, 36, 4, 1, 2, 3, 1.0),
+        (3, 16, 2, 1, 300, 18, 2.5),
+        (3, 64, 4, 2, 1, 1, 2.5),
+        (3, 64, 4, 2, 22, 22, 2.5),
+        (3, 64, 4, 2, 28, 28, 2.5),
     ],
 )
 def test_sizes(in_channels: int, channels: int, classes: int, batch: int, height: int, width: int, gain: float) -> None:
