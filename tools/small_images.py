@@ -17,26 +17,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 import lgld_ops
 from lgld_ops import fused, reference
+from lgld_ops.bench.cases import NetworkCase
+from lgld_ops.bench.opponents.network import network
 
 SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 48, 64, 96)
-
-
-def network(seed: int) -> reference.LGLDNet:
-    torch.manual_seed(seed)
-    net = reference.LGLDNet().eval()
-    for part in net.modules():
-        if isinstance(part, nn.Conv2d):
-            part.weight.mul_(2.5)
-        elif isinstance(part, nn.BatchNorm2d):
-            assert part.running_mean is not None
-            assert part.running_var is not None
-            part.running_mean.normal_(0.0, 0.1)
-            part.running_var.uniform_(0.5, 1.5)
-    return net
 
 
 def relative(y: Tensor, exact: Tensor) -> float:
@@ -51,10 +39,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with torch.inference_mode(False), torch.no_grad():
-        networks = [network(seed) for seed in range(options.networks)]
-        exact = [copy.deepcopy(net).double() for net in networks]
-        fast = [lgld_ops.fuse(net) for net in networks]
+    networks = [network(reference.LGLDNet, NetworkCase(), seed) for seed in range(options.networks)]
+    exact = [copy.deepcopy(net).double() for net in networks]
+    fast = [lgld_ops.fuse(net) for net in networks]
     table = Table("image", "kernels", "ms (minimum)", "largest error", "eager's", "root mean square", "eager's")
     for size in track(list(map(int, options.sizes.split(","))), transient=True):
         errors: tuple[list[float], list[float]] = ([], [])
