@@ -1,8 +1,8 @@
 // Several vectors that go through a function side by side, an operation of all of them before the next operation. Included
 // behind a set's header.
 //
-// A chain like SiLU's takes some 100 cycles and 30 instructions. A processor looks ahead about 100 waiting instructions, three
-// such chains one behind the other, and issues one instruction a cycle of them; of four chains side by side it issues two.
+// A chain like SiLU's takes some 100 cycles and 30 instructions. A processor that looks ahead about 100 waiting instructions
+// sees three such chains one behind the other: one instruction a cycle. Side by side more of what it sees can start.
 #pragma once
 #include "unroll.h"
 
