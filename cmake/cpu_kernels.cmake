@@ -23,6 +23,8 @@ foreach(variant IN LISTS LGLD_VARIANTS)
   target_include_directories(${target} PRIVATE ${LGLD_KERNELS})
   target_compile_definitions(${target} PRIVATE LGLD_VARIANT=${variant} LGLD_SIMD_HEADER="simd/${variant}.h")
   # Multiply-adds are fused where a kernel says so and nowhere else: the same additions in every build.
-  target_compile_options(${target} PRIVATE ${LGLD_FLAGS_${variant}} -ffp-contract=off -fno-exceptions -fno-rtti)
+  # Rows of a few vectors are zeroed in a few stores, not by calls of memset.
+  target_compile_options(${target} PRIVATE ${LGLD_FLAGS_${variant}} -ffp-contract=off -fno-exceptions -fno-rtti
+                         $<$<CXX_COMPILER_ID:GNU>:-fno-tree-loop-distribute-patterns>)
   target_sources(lgld_cpu_kernels PRIVATE $<TARGET_OBJECTS:${target}>)
 endforeach()

@@ -61,14 +61,16 @@ struct Involution2dPlan {
   int64_t row_tile, col_tile, row_tiles, col_tiles;
   int64_t task_groups;  // 1 or all: pixels whose channels are neighbours have their groups' weights in the same cache lines
   int64_t tasks;
-  int64_t planes;                       // planes of the map strip that are packed at a time
-  StripLayout map;                      // of x (forward, grad_weight) or grad_y (grad_x)
-  StripLayout other;                    // of weight (forward, grad_x) or grad_y (grad_weight)
-  StripLayout result;                   // where the result is staged
-  PixelRegion pixels, pixel_weights;    // channels_last: what of the map and of weight a task copies; no channels: nothing
+  int64_t planes;      // planes of the map strip that are packed at a time
+  StripLayout map;     // of x (forward, grad_weight) or grad_y (grad_x)
+  StripLayout other;   // of weight (forward, grad_x) or grad_y (grad_weight)
+  StripLayout result;  // where the result is staged
+  // channels_last: what of the map (of grad_y where vectors are rows of taps) and of weight a task copies; no channels: nothing
+  PixelRegion pixels, pixel_weights;
   bool pads;                            // pixels are copied with zeros around them
   bool channels_last;                   // forward and grad_x: the kernels whose vectors are channels
   bool sums_lanes;                      // grad_weight: the same
+  bool sums_rows;                       // grad_weight: vectors are rows of taps
   bool dense;                           // stride 1, dilation 1, K in {3, 5, 7}: the unrolled kernels
   bool direct;                          // dense, and the map is read in place
   bool packs_other;                     // weight (grad_y in grad_weight) is copied to strips; otherwise it is read in place

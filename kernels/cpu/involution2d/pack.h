@@ -105,6 +105,13 @@ LGLD_INLINE void pack_row(T* dst, int64_t end, int64_t left, const S* src, int64
   for (; k < end; k += kLanes) V::zero().store(dst + k);
 }
 
+// Elements [left, right) of the `filled` ones of a strip's row stand for columns of the tensor, first + k * step, that exist.
+struct Existing {
+  int64_t left, right;
+  Existing(int64_t width, int64_t first, int64_t step, int64_t filled)
+      : left(clamp(ceil_div(-first, step), 0, filled)), right(clamp(ceil_div(width - first, step), left, filled)) {}
+};
+
 // Rows [top, bottom) of one plane's strip, which lie inside the tensor.
 template <class T, class S>
 void pack_rows(const Planes<S>& src, const StripOrigin& at, int64_t top, int64_t bottom, const StripLayout& layout, T* dst) {
@@ -116,8 +123,7 @@ void pack_rows(const Planes<S>& src, const StripOrigin& at, int64_t top, int64_t
   const int64_t step = at.col_step * src.column;
   for (int64_t phase = 0; phase < layout.phases; ++phase) {
     const int64_t first = at.col + phase;
-    const int64_t left = clamp(ceil_div(-first, at.col_step), 0, layout.filled);
-    const int64_t right = clamp(ceil_div(src.width - first, at.col_step), left, layout.filled);
+    const auto [left, right] = Existing(src.width, first, at.col_step, layout.filled);
     const int64_t behind = right / Vec<T>::kLanes * Vec<T>::kLanes;
     const S* in = src.data + (at.row + top) * src.row + (first + left * at.col_step) * src.column;
     T* out = dst + top * layout.row_pitch + phase * layout.pitch;
@@ -134,10 +140,6 @@ void pack_rows(const Planes<S>& src, const StripOrigin& at, int64_t top, int64_t
   }
 }
 
-// Stands for a pixel outside the map.
-template <class S>
-alignas(64) const S kNoPixel[Vec<Compute<S>>::kLanes] = {};
-
 // The first `lanes` elements of the first `rows` vectors.
 template <class T, class S>
 LGLD_INLINE void store_rows(const Vec<T> (&block)[Vec<T>::kLanes], S* out, int64_t pitch, int rows, int lanes) {
@@ -153,36 +155,47 @@ LGLD_INLINE void store_rows(const Vec<T> (&block)[Vec<T>::kLanes], S* out, int64
   }
 }
 
-// Rows [top, bottom) of `count` planes' strips where channels are neighbours: blocks of pixels x channels, transposed.
+// Rows [top, bottom) of `count` planes' strips where channels are neighbours: blocks of pixels x channels, transposed. They
+// begin at the first pixel that exists, so that the fewest cover the row.
 template <class T, class S>
 void pack_pixel_rows(const Planes<S>& src, int64_t count, const StripOrigin& at, int64_t top, int64_t bottom,
                      const StripLayout& layout, T* dst) {
   using V = Vec<T>;
-  for (int64_t r = top; r < bottom; ++r)
-    for (int64_t phase = 0; phase < layout.phases; ++phase)
-      for (int64_t k = 0; k < layout.filled; k += V::kLanes)
-        for (int64_t c = 0; c < count; c += V::kLanes) {
-          const S* row = src.data + (at.row + r) * src.row + c;
-          const int channels = static_cast<int>(count - c < V::kLanes ? count - c : V::kLanes);
-          V block[V::kLanes];
-          const int64_t first = at.col + phase + k * at.col_step, last = first + (V::kLanes - 1) * at.col_step;
-          if (first >= 0 && last < src.width && channels == V::kLanes) {
-            const S* pixel = row + first * src.column;
-            unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+  constexpr int64_t kLanes = V::kLanes;
+  const int64_t step = at.col_step * src.column;
+  for (int64_t phase = 0; phase < layout.phases; ++phase) {
+    const Existing columns(src.width, at.col + phase, at.col_step, layout.filled);
+    const int64_t behind = columns.right / kLanes * kLanes;
+    for (int64_t r = top; r < bottom; ++r) {
+      T* const row = dst + r * layout.row_pitch + phase * layout.pitch;
+      const S* const first = src.data + (at.row + r) * src.row + (at.col + phase) * src.column;
+      for (int64_t c = 0; c < count; ++c) {
+        zero_vectors(row + c * layout.plane_pitch, columns.left);
+        zero_vectors(row + c * layout.plane_pitch + behind, layout.filled - behind);
+      }
+      for (int64_t k = columns.left; k < columns.right; k += kLanes) {
+        const int pixels = static_cast<int>(columns.right - k < kLanes ? columns.right - k : kLanes);
+        for (int64_t c = 0; c < count; c += kLanes) {
+          const S* pixel = first + k * step + c;
+          const int channels = static_cast<int>(count - c < kLanes ? count - c : kLanes);
+          V block[kLanes];
+          if (pixels == kLanes && channels == kLanes) {
+            unroll<kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
               block[m] = V::load(pixel);
-              pixel += at.col_step * src.column;
+              pixel += step;
             });
           } else {
-            unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
-              const int64_t column = first + m * at.col_step;
-              const S* pixel = column >= 0 && column < src.width ? row + column * src.column : kNoPixel<S>;
-              block[m] = V::load_partial(pixel, channels);
+            unroll<kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+              block[m] = m < pixels ? V::load_partial(pixel, channels) : V::zero();
+              pixel += step;
             });
           }
           transpose(block);
-          T* out = dst + c * layout.plane_pitch + r * layout.row_pitch + phase * layout.pitch + k;
-          store_rows(block, out, layout.plane_pitch, channels, V::kLanes);
+          store_rows(block, row + c * layout.plane_pitch + k, layout.plane_pitch, channels, pixels);
         }
+      }
+    }
+  }
 }
 
 // Element (r, phase, k) of plane c's strip = element (row + r, col + phase + k * col_step) of plane c of src, 0 outside.

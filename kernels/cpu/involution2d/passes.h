@@ -6,6 +6,7 @@
 #include "involution2d.h"
 #include "reduce.h"
 #include "reduce_pixels.h"
+#include "reduce_taps.h"
 #include "task.h"
 
 namespace lgld {
@@ -314,6 +315,23 @@ WeightMaps<Compute<S>> grad_planes(const Involution2dPlan& p, const Strided<cons
 }
 
 template <class S>
+void grad_weight_taps(const Involution2dPlan& p, const Strided<const S>& grad_y, const Strided<const S>& x,
+                      const Strided<S>& result, int64_t begin, int64_t end, void* memory) {
+  using T = Compute<S>;
+  const Involution2dShape& s = p.shape;
+  T* strips = scratch_at<T>(memory, p.map_at);
+  for (int64_t index = begin; index < end; ++index) {
+    const Task t = make_task(p, index, s.out_height, s.out_width);
+    const int64_t channels = s.group_channels(), channel = t.group * channels;
+    pack_x(p, x, t, channel, channels, strips);
+    const Planes<S> planes = planes_of(grad_y, t.image, channel, s.out_height, s.out_width);
+    const Strided<const T> grad = pixels_of(planes, p.pixels, t.row, t.col, channels, false, scratch_at<T>(memory, p.other_at));
+    const auto run = s.kernel_h == 5 ? sum_tap_tile<T, S, 5> : sum_tap_tile<T, S, 7>;
+    run(p, strips, grad, result, t);
+  }
+}
+
+template <class S>
 void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S> x, Strided<S> result, int64_t begin,
                  int64_t end, void* memory) {
   using T = Compute<S>;
@@ -322,6 +340,12 @@ void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<con
   if (p.sums_lanes) {
     grad_weight_pixels(p, grad_y, x, result, begin, end);
     return;
+  }
+  if constexpr (kVectorPixels<T> > 0) {
+    if (p.sums_rows) {
+      grad_weight_taps(p, grad_y, x, result, begin, end, memory);
+      return;
+    }
   }
   T* strips = scratch_at<T>(memory, p.map_at);
   const int64_t group_channels = s.group_channels(), taps = s.taps();

@@ -67,6 +67,9 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   // A sum over the lanes costs about what multiplying and adding two vectors does.
   p.sums_lanes = r.grad_weight() && p.dense && r.format.channels_last && r.format.other_channels_last &&
                  s.group_channels() >= 4 * r.lanes();
+  // Groups of fewer channels: rows of 5 or 7 taps, for which a vector has 8 lanes.
+  p.sums_rows = r.grad_weight() && p.dense && r.format.channels_last && r.format.other_channels_last && !p.sums_lanes &&
+                s.kernel_w > 3 && r.lanes() >= 8;
   // Reading the map in place saves the pass that packs it. 16-bit elements are then widened in registers, each time they are
   // read: more than twice for the gradient of a window larger than 3 x 3, whose maps are better packed. Weights are worth
   // packing where 8 blocks of channels or more read them.
@@ -78,7 +81,7 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   const bool packs_widened = !in_place || (!r.grad_weight() && s.group_channels() >= 8 * k.dense_channels);
   p.packs_other = p.channels_last ? r.widens() : r.grad_x() || !r.format.unit_other || (r.widens() && packs_widened);
   const bool stages_widened = p.direct ? r.grad_weight() : p.packs_other;
-  p.stages_result = !p.channels_last && (!r.format.unit_result || (r.widens() && stages_widened));
+  p.stages_result = !p.channels_last && !p.sums_rows && (!r.format.unit_result || (r.widens() && stages_widened));
 }
 
 void choose_tiles(const Request& r, Involution2dPlan& p) {
@@ -139,14 +142,18 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
     const int64_t phases = std::min(s.stride_w, r.reach_w() + 1);
     const int64_t reach = r.reach_w() / s.stride_w + 1;
     p.map = make_strip(rows, phases, reach, touched(reach), p.col_tile, lanes, element);
+    // A second pixel's taps are multiplied where there is none, too: what is read there must not be subnormal numbers.
+    if (p.sums_rows) p.map.filled = p.map.pitch;
     // Where the map is read in place, weights are packed a block of rows at a time.
     const int64_t other_rows = p.direct && r.forward() ? k.row_block : tile_rows;
     p.other = make_strip(other_rows, 1, 0, 0, p.col_tile, lanes, element);
   }
   // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
-  p.planes = r.grad_weight() ? std::min<int64_t>(k.weight_channels, s.group_channels())
-             : p.dense       ? k.dense_channels
-                             : k.sparse_channels;
+  p.planes = p.sums_rows       ? s.group_channels()
+             : r.grad_weight() ? std::min<int64_t>(k.weight_channels, s.group_channels())
+             : p.dense         ? k.dense_channels
+                               : k.sparse_channels;
+  if (p.sums_rows && r.widens()) p.pixels = {p.row_tile, p.col_tile, s.group_channels()};
 }
 
 void lay_out_scratch(const Request& r, Involution2dPlan& p) {
@@ -167,6 +174,7 @@ void lay_out_scratch(const Request& r, Involution2dPlan& p) {
                           ? region(p.pixels, r.grad_x() ? s.out_height : s.height, r.grad_x() ? s.out_width : s.width)
                           : strips(p.planes, p.map);
   const int64_t other = p.channels_last ? region(p.pixel_weights, s.out_height, s.out_width)
+                        : p.sums_rows   ? region(p.pixels, s.out_height, s.out_width)
                         : p.packs_other ? strips(others, p.other)
                                         : 0;
   p.map_at = round_up(lists, kCacheLine);

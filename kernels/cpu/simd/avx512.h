@@ -58,8 +58,22 @@ struct Vec<float> {
   static LGLD_INLINE Vec load_masked(const float* p, unsigned mask) {
     return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p)};
   }
+  // Lanes [0, 8) all `low`, the others all `high`.
+  static LGLD_INLINE Vec halves(float low, float high) {
+    return {_mm512_mask_broadcastss_ps(_mm512_set1_ps(low), 0xff00, _mm_set_ss(high))};
+  }
   LGLD_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   LGLD_INLINE void store_partial(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  // The first n of lanes [0, 8), or of the others.
+  template <int kHalf>
+  LGLD_INLINE void store_half(float* p, int n) const {
+    const __m256 half = _mm512_extractf32x8_ps(v, kHalf);
+    if (n == 8) {
+      _mm256_storeu_ps(p, half);
+    } else {
+      _mm256_mask_storeu_ps(p, static_cast<__mmask8>(first(n)), half);
+    }
+  }
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b.
   static LGLD_INLINE Vec even(Vec a, Vec b) {
@@ -100,6 +114,15 @@ struct Vec<float> {
   template <class H>
   LGLD_INLINE void store_partial(H* p, int n) const {
     _mm256_mask_storeu_epi16(p, first(n), narrowed(p));
+  }
+  template <int kHalf, class H>
+  LGLD_INLINE void store_half(H* p, int n) const {
+    const __m128i half = _mm256_extracti128_si256(narrowed(p), kHalf);
+    if (n == 8) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
+    } else {
+      _mm_mask_storeu_epi16(p, static_cast<__mmask8>(first(n)), half);
+    }
   }
 
  private:
@@ -172,6 +195,26 @@ constexpr bool kMaskedWindows = true;
 LGLD_INLINE unsigned bits_within(int first, int last) {
   return static_cast<unsigned>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
 }
+
+// One vector of a window, at a shift that is not a constant; `p` is aligned.
+template <class T>
+struct Shift {
+  __m512i at;
+  explicit LGLD_INLINE Shift(int by) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+      at = _mm512_add_epi32(lanes, _mm512_set1_epi32(by));
+    } else {
+      at = _mm512_add_epi64(_mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi64(by));
+    }
+  }
+  LGLD_INLINE Vec<float> load(const float* p) const {
+    return {_mm512_permutex2var_ps(_mm512_load_ps(p), at, _mm512_load_ps(p + 16))};
+  }
+  LGLD_INLINE Vec<double> load(const double* p) const {
+    return {_mm512_permutex2var_pd(_mm512_load_pd(p), at, _mm512_load_pd(p + 8))};
+  }
+};
 
 template <class T, class S = T>
 struct Window {

@@ -1,0 +1,117 @@
+// grad_weight where the channels of x, grad_y and the weights are neighbours and a group has few of them: the lanes of a vector
+// are the taps of a row of the window.
+//
+// Taps are neighbours in the result, and those of one row read neighbours of a transposed map. So x alone is transposed, while
+// the other kernel (reduce.h), whose lanes are pixels, wants grad_y and the K * K maps of the result transposed as well: with
+// 16 channels and K = 7 that takes about as long as its products. A vector of 16 lanes has two pixels, 8 columns apart, whose 7
+// taps each are 16 neighbours of the map but for the last of each half.
+#pragma once
+#include "task.h"
+
+namespace lgld {
+namespace {
+
+// Lanes of a row of taps: for K of 5 and 7.
+constexpr int kRowLanes = 8;
+// Pixels of a vector: 1 or 2; 0 where a row of taps does not fit one.
+template <class T>
+constexpr int kVectorPixels = Vec<T>::kLanes / kRowLanes;
+// Rows of results of a tile. It reads R + K - 1 vectors of the map for R * K multiply-adds. K = 7, R = 3, 64-byte vectors: 9
+// permutations, 21 multiply-adds and 3 blends for two units, 24 loads for two others.
+constexpr int kSumRows = kVectorRegisters >= 32 ? 3 : 2;
+
+// Lanes [0, 8) all `low`, [8, 16) all `high`; or one pixel's alone.
+template <class T>
+LGLD_INLINE Vec<T> each_half(const T* const (&at)[kVectorPixels<T>], int64_t c) {
+  if constexpr (kVectorPixels<T> == 2) {
+    return Vec<T>::halves(at[0][c], at[1][c]);
+  } else {
+    return Vec<T>::broadcast(at[0][c]);
+  }
+}
+
+// The first `taps` lanes of each half to the pixel's results.
+template <class T, int kTaps, class S>
+LGLD_INLINE void store_halves(Vec<T> sums, S* const (&out)[kVectorPixels<T>], int64_t at) {
+  if constexpr (kVectorPixels<T> == 2) {
+    sums.template store_half<0>(out[0] + at, kTaps);
+    if (out[1] != nullptr) sums.template store_half<1>(out[1] + at, kTaps);
+  } else if constexpr (kTaps == kRowLanes) {
+    sums.store(out[0] + at);
+  } else {
+    sums.store_partial(out[0] + at, kTaps);
+  }
+}
+
+// A vector's pixels in kRows rows below each other: all K * K taps, `channels` products each. `map` is what the first pixel's
+// first tap reads, less `shift` elements; a second pixel may be missing (null `out`), but its grad is read.
+template <class T, class S, int K, int kRows>
+__attribute__((noinline)) void sum_tap_rows(const T* map, int shift, int64_t row_pitch, int64_t plane_pitch,
+                                            const T* const (&grad)[kSumRows][kVectorPixels<T>], int64_t channels,
+                                            S* const (&out)[kSumRows][kVectorPixels<T>]) {
+  using V = Vec<T>;
+  V acc[kRows][K];
+  unroll<kRows * K>([&](auto k) LGLD_INLINE_LAMBDA { acc[k / K][k % K] = V::zero(); });
+  const Shift<T> by(shift);
+  for (int64_t c = 0; c < channels; ++c, map += plane_pitch) {
+    V g[kRows];
+    unroll<kRows>([&](auto i) LGLD_INLINE_LAMBDA { g[i] = each_half<T>(grad[i], c); });
+    const T* at = map;
+    unroll<kRows + K - 1>([&](auto r) LGLD_INLINE_LAMBDA {
+      const V x = by.load(at);
+      at += row_pitch;
+      hide_origin(at);
+      unroll<kRows>([&](auto i) LGLD_INLINE_LAMBDA {
+        if constexpr (r.value >= i.value && r.value - i.value < K) acc[i][r - i] = V::fma(x, g[i], acc[i][r - i]);
+      });
+    });
+  }
+  // In order: a row of taps overwrites the lanes that the one before had too many.
+  unroll<kRows * K>([&](auto k) LGLD_INLINE_LAMBDA {
+    constexpr int u = k.value % K;
+    store_halves<T, u * K + kRowLanes <= K * K ? kRowLanes : K>(acc[k / K][u], out[k / K], u * K);
+  });
+}
+
+// Results whose taps are not neighbours are computed here first.
+template <class S, int K>
+struct Scattered {
+  S taps[kSumRows][2][K * K];
+};
+
+// All taps of a task's pixels. `map`: strips of all channels of the group; `grad` addresses grad_y by its own rows and columns.
+template <class T, class S, int K>
+void sum_tap_tile(const Involution2dPlan& p, const T* map, const Strided<const T>& grad, const Strided<S>& result,
+                  const Task& t) {
+  constexpr int kPixels = kVectorPixels<T>;
+  const int64_t channels = p.shape.group_channels();
+  Scattered<S, K> scattered;
+  for (int64_t i = 0; i < t.rows; i += kSumRows) {
+    const int rows = static_cast<int>(t.rows - i < kSumRows ? t.rows - i : kSumRows);
+    const auto run = rows == 1   ? sum_tap_rows<T, S, K, 1>
+                     : rows == 2 ? sum_tap_rows<T, S, K, 2>
+                                 : sum_tap_rows<T, S, K, kSumRows>;
+    for (int64_t j = 0; j < t.cols; j += j % kRowLanes == kRowLanes - 1 ? (kPixels - 1) * kRowLanes + 1 : 1) {
+      const T* g[kSumRows][kPixels];
+      S *out[kSumRows][kPixels], *corner[kSumRows][kPixels];
+      for (int m = 0; m < kSumRows; ++m)
+        for (int q = 0; q < kPixels; ++q) {
+          const int64_t row = i + (m < rows ? m : 0), column = j + q * kRowLanes;
+          const bool exists = m < rows && column < t.cols;
+          g[m][q] = grad.data + (t.row + row) * grad.row + (t.col + (exists ? column : j)) * grad.column;
+          corner[m][q] =
+              exists ? corner_of(result, t, t.group * p.shape.taps()) + row * result.row + column * result.column : nullptr;
+          out[m][q] = exists && result.channel != 1 ? scattered.taps[m][q] : corner[m][q];
+        }
+      const int shift = static_cast<int>(j % Vec<T>::kLanes);
+      run(map + i * p.map.row_pitch + (j - shift), shift, p.map.row_pitch, p.map.plane_pitch, g, channels, out);
+      if (result.channel == 1) continue;
+      for (int m = 0; m < rows; ++m)
+        for (int q = 0; q < kPixels; ++q)
+          for (int k = 0; corner[m][q] != nullptr && k < K * K; ++k) corner[m][q][k * result.channel] = out[m][q][k];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lgld
