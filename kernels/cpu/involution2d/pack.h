@@ -39,6 +39,16 @@ LGLD_INLINE S narrowed(Compute<S> value) {
   }
 }
 
+// The same of an element that may be an S already.
+template <class S, class E>
+LGLD_INLINE S as_stored(E value) {
+  if constexpr (std::is_same_v<S, E>) {
+    return value;
+  } else {
+    return narrowed<S>(value);
+  }
+}
+
 // dst[0, n) = 0 in whole vectors; up to kLanes - 1 elements behind are overwritten, too.
 template <class T>
 LGLD_INLINE void zero_vectors(T* dst, int64_t n) {
@@ -216,12 +226,12 @@ void pack_planes(const Planes<S>& src, int64_t count, const StripOrigin& at, con
 }
 
 // Rows and columns of a strip of one phase to a plane of a tensor.
-template <class T, class S>
-void unpack_plane(const T* src, int64_t row_pitch, int64_t rows, int64_t cols, S* dst, int64_t row_stride, int64_t col_stride) {
-  using V = Vec<T>;
+template <class E, class S>
+void unpack_plane(const E* src, int64_t row_pitch, int64_t rows, int64_t cols, S* dst, int64_t row_stride, int64_t col_stride) {
+  using V = Vec<Compute<S>>;
   for (int64_t i = 0; i < rows; ++i, src += row_pitch, dst += row_stride) {
     if (col_stride != 1) {
-      for (int64_t j = 0; j < cols; ++j) dst[j * col_stride] = narrowed<S>(src[j]);
+      for (int64_t j = 0; j < cols; ++j) dst[j * col_stride] = as_stored<S>(src[j]);
       continue;
     }
     int64_t j = 0;
@@ -231,10 +241,10 @@ void unpack_plane(const T* src, int64_t row_pitch, int64_t rows, int64_t cols, S
 }
 
 // The same for `count` planes; where channels are neighbours, blocks of pixels x channels are transposed.
-template <class T, class S>
-void unpack_planes(const T* src, const StripLayout& layout, int64_t count, int64_t rows, int64_t cols, const Strided<S>& dst,
+template <class E, class S>
+void unpack_planes(const E* src, const StripLayout& layout, int64_t count, int64_t rows, int64_t cols, const Strided<S>& dst,
                    S* corner) {
-  using V = Vec<T>;
+  using V = Vec<Compute<S>>;
   if (dst.channel != 1 || dst.column == 1) {
     for (int64_t c = 0; c < count; ++c)
       unpack_plane(src + c * layout.plane_pitch, layout.row_pitch, rows, cols, corner + c * dst.channel, dst.row, dst.column);
@@ -245,12 +255,12 @@ void unpack_planes(const T* src, const StripLayout& layout, int64_t count, int64
       for (int64_t c = 0; c < count; c += V::kLanes) {
         const int channels = static_cast<int>(count - c < V::kLanes ? count - c : V::kLanes);
         const int pixels = static_cast<int>(cols - j < V::kLanes ? cols - j : V::kLanes);
-        const T* in = src + c * layout.plane_pitch + i * layout.row_pitch + j;
+        const E* in = src + c * layout.plane_pitch + i * layout.row_pitch + j;
         // 49 taps are three vectors and one more: for so few, a transposed block is mostly nothing.
         if (channels <= V::kLanes / 8) {
           S* out = corner + i * dst.row + j * dst.column + c;
           for (int k = 0; k < pixels; ++k)
-            for (int m = 0; m < channels; ++m) out[k * dst.column + m] = narrowed<S>(in[m * layout.plane_pitch + k]);
+            for (int m = 0; m < channels; ++m) out[k * dst.column + m] = as_stored<S>(in[m * layout.plane_pitch + k]);
           continue;
         }
         V block[V::kLanes];

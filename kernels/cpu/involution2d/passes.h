@@ -277,9 +277,21 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
   }
 }
 
+// The kernel for the taps of a dense window. Maps of 16 bit are read in place where K = 3 alone.
+template <bool kEdge, class T, class M, class E>
+auto tap_rows_of(int64_t k) {
+  if constexpr (std::is_same_v<M, T>) {
+    return k == 3   ? dense_tap_rows<3, kEdge, T, M, E>
+           : k == 5 ? dense_tap_rows<5, kEdge, T, M, E>
+                    : dense_tap_rows<7, kEdge, T, M, E>;
+  } else {
+    return dense_tap_rows<3, kEdge, T, M, E>;
+  }
+}
+
 // A block of channels' share in the gradients of a task's dense windows.
-template <class M>
-void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& grad, const Target<Compute<M>>& out,
+template <class M, class E>
+void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& grad, E* out, int64_t out_row, int64_t out_plane,
                        const Task& t, int64_t channels, bool first) {
   using T = Compute<M>;
   constexpr int kWidth = 2 * Vec<T>::kLanes;
@@ -289,10 +301,8 @@ void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& gr
       const DenseMap<M> tile = tile_at(map, i, j, static_cast<int>(k));
       const bool inside = tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == kWidth;
       const bool whole = inside && lanes == Vec<T>::kLanes;
-      const auto run = k == 3   ? (whole ? dense_tap_rows<3, false, T, M> : dense_tap_rows<3, true, T, M>)
-                       : k == 5 ? (whole ? dense_tap_rows<5, false, T, M> : dense_tap_rows<5, true, T, M>)
-                                : (whole ? dense_tap_rows<7, false, T, M> : dense_tap_rows<7, true, T, M>);
-      run(tile, grad.data + i * grad.row + j, grad.tap, channels, first, out.data + i * out.row + j, out.plane, lanes);
+      const auto run = whole ? tap_rows_of<false, T, M, E>(k) : tap_rows_of<true, T, M, E>(k);
+      run(tile, grad.data + i * grad.row + j, grad.tap, channels, first, out + i * out_row + j, out_plane, lanes);
     }
 }
 
@@ -331,12 +341,65 @@ void grad_weight_taps(const Involution2dPlan& p, const Strided<const S>& grad_y,
   }
 }
 
+// E: what results are staged in where they are, S for dense windows of 16 bit and T otherwise.
+template <class S, class E>
+void grad_weight_tiles(const Involution2dPlan& p, const Strided<const S>& grad_y, const Strided<const S>& x,
+                       const Strided<S>& result, int64_t begin, int64_t end, void* memory) {
+  using T = Compute<S>;
+  using V = Vec<T>;
+  const Involution2dShape& s = p.shape;
+  T* strips = scratch_at<T>(memory, p.map_at);
+  const int64_t group_channels = s.group_channels(), taps = s.taps();
+  // One offset a tap, in the room that the other passes have runs in.
+  int64_t* offset = scratch_at<int64_t>(memory, 0);
+  for (int64_t t = 0; t < taps; ++t) offset[t] = strip_offset(p, t / s.kernel_w, t % s.kernel_w);
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Task t = make_task(p, index, s.out_height, s.out_width);
+    const Target<S, E> out(p, result, t, t.group * taps, memory);
+    for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
+      const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
+      const int64_t channel = t.group * group_channels + c0;
+      const auto dense = [&](const auto& map, const auto& grad) LGLD_INLINE_LAMBDA {
+        dense_grad_weight(s.kernel_h, map, grad, out.data, out.row, out.plane, t, channels, c0 == 0);
+      };
+      if constexpr (kMaskedWindows && std::is_same_v<S, E>) {
+        if (p.direct) {
+          const Planes<S> planes = planes_of(x, t.image, channel, s.height, s.width);
+          const MapView<S> map = direct_view(planes, t.row - s.pad_h, t.col - s.pad_w);
+          if constexpr (std::is_same_v<S, T>) {
+            dense(map, grad_planes(p, grad_y, t, channel, channels, memory));
+          } else {
+            dense(map, grad_in_place(grad_y, t, channel));
+          }
+          continue;
+        }
+      }
+      pack_x(p, x, t, channel, channels, strips);
+      const WeightMaps<T> grad = grad_planes(p, grad_y, t, channel, channels, memory);
+      if constexpr (std::is_same_v<S, E>) {
+        if (p.dense) {
+          dense(packed_view(p.map, strips), grad);
+          continue;
+        }
+      }
+      if constexpr (std::is_same_v<T, E>) {
+        for (int64_t i = 0; i < t.rows; ++i)
+          for (int64_t j = 0; j < t.cols; j += V::kLanes)
+            for (int64_t k = 0; k < taps; k += kSparseTaps)
+              sparse_taps(strips + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, offset + k, taps - k,
+                          grad.data + i * grad.row + j, grad.tap, channels, c0 == 0, out.data + k * out.plane + i * out.row + j,
+                          out.plane, lanes_left<T>(t.cols - j));
+      }
+    }
+    out.finish(p, result, t, t.group * taps, taps);
+  }
+}
+
 template <class S>
 void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S> x, Strided<S> result, int64_t begin,
                  int64_t end, void* memory) {
   using T = Compute<S>;
-  using V = Vec<T>;
-  const Involution2dShape& s = p.shape;
   if (p.sums_lanes) {
     grad_weight_pixels(p, grad_y, x, result, begin, end);
     return;
@@ -347,46 +410,13 @@ void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<con
       return;
     }
   }
-  T* strips = scratch_at<T>(memory, p.map_at);
-  const int64_t group_channels = s.group_channels(), taps = s.taps();
-  // One offset a tap, in the room that the other passes have runs in.
-  int64_t* offset = scratch_at<int64_t>(memory, 0);
-  for (int64_t t = 0; t < taps; ++t) offset[t] = strip_offset(p, t / s.kernel_w, t % s.kernel_w);
-
-  for (int64_t index = begin; index < end; ++index) {
-    const Task t = make_task(p, index, s.out_height, s.out_width);
-    const Target<S> target(p, result, t, t.group * taps, memory);
-    const Target<T> out{target.data, target.plane, target.row};
-    for (int64_t c0 = 0; c0 < group_channels; c0 += p.planes) {
-      const int64_t channels = group_channels - c0 < p.planes ? group_channels - c0 : p.planes;
-      const int64_t channel = t.group * group_channels + c0;
-      if constexpr (kMaskedWindows) {
-        if (p.direct) {
-          const Planes<S> planes = planes_of(x, t.image, channel, s.height, s.width);
-          const MapView<S> map = direct_view(planes, t.row - s.pad_h, t.col - s.pad_w);
-          if constexpr (std::is_same_v<S, T>) {
-            dense_grad_weight(s.kernel_h, map, grad_planes(p, grad_y, t, channel, channels, memory), out, t, channels, c0 == 0);
-          } else {
-            dense_grad_weight(s.kernel_h, map, grad_in_place(grad_y, t, channel), out, t, channels, c0 == 0);
-          }
-          continue;
-        }
-      }
-      pack_x(p, x, t, channel, channels, strips);
-      const WeightMaps<T> grad = grad_planes(p, grad_y, t, channel, channels, memory);
-      if (p.dense) {
-        dense_grad_weight(s.kernel_h, packed_view(p.map, strips), grad, out, t, channels, c0 == 0);
-        continue;
-      }
-      for (int64_t i = 0; i < t.rows; ++i)
-        for (int64_t j = 0; j < t.cols; j += V::kLanes)
-          for (int64_t k = 0; k < taps; k += kSparseTaps)
-            sparse_taps(strips + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, offset + k, taps - k,
-                        grad.data + i * grad.row + j, grad.tap, channels, c0 == 0, out.data + k * out.plane + i * out.row + j,
-                        out.plane, lanes_left<T>(t.cols - j));
+  if constexpr (!std::is_same_v<S, T>) {
+    if (p.dense) {
+      grad_weight_tiles<S, S>(p, grad_y, x, result, begin, end, memory);
+      return;
     }
-    target.finish(p, result, t, t.group * taps, taps);
   }
+  grad_weight_tiles<S, T>(p, grad_y, x, result, begin, end, memory);
 }
 
 }  // namespace

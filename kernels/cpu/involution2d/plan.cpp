@@ -80,8 +80,13 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   const bool in_place = p.direct || (r.forward() && !p.dense && r.format.unit_other && r.format.unit_result);
   const bool packs_widened = !in_place || (!r.grad_weight() && s.group_channels() >= 8 * k.dense_channels);
   p.packs_other = p.channels_last ? r.widens() : r.grad_x() || !r.format.unit_other || (r.widens() && packs_widened);
-  const bool stages_widened = p.direct ? r.grad_weight() : p.packs_other;
+  const bool stages_widened = r.grad_weight() ? !p.dense : !p.direct && p.packs_other;
   p.stages_result = !p.channels_last && !p.sums_rows && (!r.format.unit_result || (r.widens() && stages_widened));
+}
+
+// grad_weight: whether all channels of a group are summed in one go.
+bool whole_group(const Request& r, const Involution2dPlan& p) {
+  return p.sums_rows || (r.grad_weight() && p.dense && r.widens());
 }
 
 void choose_tiles(const Request& r, Involution2dPlan& p) {
@@ -90,7 +95,10 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   const int64_t width = r.grad_x() ? s.width : s.out_width;
   // 128 columns of 16 rows: the weights of a tile and the packed strip of a block of channels stay in L2 with K = 7. Fewer rows
   // where that leaves too few tasks to share out; 4 at least, since every tile packs K - 1 rows that its neighbour packs, too.
-  p.col_tile = even_tile(width, 128, 16);
+  // Where strips of all channels of a group are packed at a time, they have no more room than those of 16.
+  const int64_t channels =
+      p.direct || p.sums_lanes || !whole_group(r, p) ? 16 : std::clamp<int64_t>(s.group_channels(), 16, 128);
+  p.col_tile = even_tile(width, 128 * 16 / channels, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
   constexpr int64_t kEnoughTasks = 12;
   const int64_t most_tiles = s.batch * ceil_div(height, 4) * p.col_tiles;
@@ -149,7 +157,7 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
     p.other = make_strip(other_rows, 1, 0, 0, p.col_tile, lanes, element);
   }
   // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
-  p.planes = p.sums_rows       ? s.group_channels()
+  p.planes = whole_group(r, p) ? s.group_channels()
              : r.grad_weight() ? std::min<int64_t>(k.weight_channels, s.group_channels())
              : p.dense         ? k.dense_channels
                                : k.sparse_channels;

@@ -11,15 +11,19 @@ template <int K>
 constexpr int kTapRows = K == 3 ? 3 : 2;
 constexpr int kSparseTaps = 8;
 
-// One vector of outputs: acc[tap] += sum_c grad[c] * map[c][tap], for kRows rows of K taps from row `first_tap_row` on.
-template <class T, int K, int kRows, bool kEdge, class M>
+// One vector of outputs: acc[tap] += sum_c grad[c] * map[c][tap], for kRows rows of K taps from row `first_tap_row` on. What
+// has been summed before the first channel is in `out`, unless they are the first; 16-bit results are summed in one go.
+template <class T, int K, int kRows, bool kEdge, class M, class E>
 LGLD_INLINE void dense_taps(const DenseMap<M>& map, int first_tap_row, const M* grad, int64_t grad_plane, int64_t channels,
-                            bool first, T* out, int64_t tap_stride, int lanes) {
+                            bool first, E* out, int64_t tap_stride, int lanes) {
   using V = Vec<T>;
   V acc[kRows * K];
   out += first_tap_row * K * tap_stride;
   unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA {
-    acc[t] = first ? V::zero() : (kEdge ? V::load_partial(out + t * tap_stride, lanes) : V::load(out + t * tap_stride));
+    acc[t] = V::zero();
+    if constexpr (std::is_same_v<T, E>) {
+      if (!first) acc[t] = kEdge ? V::load_partial(out + t * tap_stride, lanes) : V::load(out + t * tap_stride);
+    }
   });
   const M* row[kRows];
   int64_t step[kRows];
@@ -46,9 +50,9 @@ LGLD_INLINE void dense_taps(const DenseMap<M>& map, int first_tap_row, const M* 
 }
 
 // All K * K taps of one vector of outputs.
-template <int K, bool kEdge, class T, class M>
+template <int K, bool kEdge, class T, class M, class E>
 __attribute__((noinline)) void dense_tap_rows(const DenseMap<M>& map, const M* grad, int64_t grad_plane, int64_t channels,
-                                              bool first, T* out, int64_t tap_stride, int lanes) {
+                                              bool first, E* out, int64_t tap_stride, int lanes) {
   constexpr int kRows = kTapRows<K>, kRest = K % kRows;
   for (int u = 0; u + kRows <= K; u += kRows)
     dense_taps<T, K, kRows, kEdge>(map, u, grad, grad_plane, channels, first, out, tap_stride, lanes);

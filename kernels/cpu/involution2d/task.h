@@ -54,23 +54,20 @@ S* corner_of(const Strided<S>& t, const Task& task, int64_t channel) {
   return t.data + task.image * t.batch + channel * t.channel + task.row * t.row + task.col * t.column;
 }
 
-// Where a tile's results are computed: in the tensor, or in strips that go there at the end.
-template <class S>
+// Where a tile's results are computed: in the tensor, or in strips of E that go there at the end.
+template <class S, class E = Compute<S>>
 struct Target {
-  using T = Compute<S>;
-  T* data;
+  E* data;
   int64_t plane, row;
 
-  Target(T* at, int64_t plane_pitch, int64_t row_pitch) : data(at), plane(plane_pitch), row(row_pitch) {}
-
   Target(const Involution2dPlan& p, const Strided<S>& result, const Task& t, int64_t channel, void* memory) {
-    if constexpr (std::is_same_v<S, T>) {
+    if constexpr (std::is_same_v<S, E>) {
       if (!p.stages_result) {
         data = corner_of(result, t, channel), plane = result.channel, row = result.row;
         return;
       }
     }
-    data = scratch_at<T>(memory, p.result_at), plane = p.result.plane_pitch, row = p.result.row_pitch;
+    data = scratch_at<E>(memory, p.result_at), plane = p.result.plane_pitch, row = p.result.row_pitch;
   }
 
   void finish(const Involution2dPlan& p, const Strided<S>& result, const Task& t, int64_t channel, int64_t planes) const {
