@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compat_golden
 import numpy as np
 import pytest
 import torch
@@ -248,6 +249,35 @@ def test_golden_numbers(shared_dir: Path, index: str, dtype: torch.dtype) -> Non
     for name, parameter in parameters.items():
         assert parameter.grad is not None
         assert relative_error(parameter.grad, data[f"grad/{name}"]) < limit, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("source", "index"), [(s, i) for s, d in compat_golden.SOURCES.items() for i in range(len(d["cases"]))]
+)
+def test_recorded_numbers(source: str, index: int, dtype: torch.dtype) -> None:
+    """Keys, output, gradients and statistics of the published code, evaluated once in float64; it isn't needed here."""
+    recorded = json.loads(compat_golden.FILE.read_text())[source]
+    expected = recorded["cases"][index]
+    args, shape = compat_golden.SOURCES[source]["cases"][index]
+    assert (expected["args"], expected["x_shape"]) == (json.loads(json.dumps(args)), list(shape))
+    module = compat_golden.build(SOURCES[source][0], args)
+    assert [*expected["state"].items()] == [(name, list(value.shape)) for name, value in module.state_dict().items()]
+    state, x, grad_y = compat_golden.inputs(f"{source} {index}", args, module, shape)
+    module.load_state_dict(state, strict=True)
+    module.to(dtype)
+    limit = 1e-12 if dtype == torch.float64 else 2e-6
+    for mode in ("eval", "train"):
+        found = compat_golden.results(module.train(mode == "train"), x.to(dtype), grad_y.to(dtype))
+        # Without statistics training is inference, and was recorded once.
+        wanted = expected.get(mode, expected["eval"])
+        # Left out is what a source gets wrong.
+        assert wanted.keys() == found.keys() - set(recorded.get("left_out", ()))
+        # In training a bias in front of a BatchNorm has gradients that cancel, and leave the rounding of all others.
+        gradients = max(value["norm"] for name, value in wanted.items() if name.startswith("grad/"))
+        for name, value in wanted.items():
+            size = value["norm"] + (gradients if name.startswith("grad/") else 0.0)
+            assert compat_golden.difference(found[name], value) <= limit * size, (mode, name)
 
 
 # --- where the sources are wrong ----------------------------------------------------------------------------------------
