@@ -123,6 +123,7 @@ struct PixelRun {
 // Groups of channels that a run computes, and elements of weight from one's to the next's.
 struct PixelGroups {
   int64_t count, channels, weight;
+  bool fetch;  // the next line's weights while one is computed
 };
 
 // Pixels [p, end) of a run, kVectors vectors of channels.
@@ -270,8 +271,12 @@ void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const 
       }
       S* corner =
           out.data + (rows.first + r.begin * rows.step) * out.row + (columns.first + c.begin * columns.step) * out.column;
-      for (int64_t k = 0; k < (wide ? height : width); ++k)
+      for (int64_t k = 0; k < (wide ? height : width); ++k) {
+        if (groups.fetch)
+          for (int64_t q = 0; q < run.count; ++q)
+            prefetch<false>(weight.data + (k + 1) * line.weight + q * run.step.weight, groups.weight);
         pixel_run(map.data + k * line.map, weight.data + k * line.weight, corner + k * line.out, run, groups);
+      }
     }
   }
 }

@@ -54,9 +54,13 @@ struct Request {
   int64_t element() const { return is_double() ? sizeof(double) : sizeof(float); }
   int64_t reach_h() const { return (shape.kernel_h - 1) * shape.dilation_h; }
   int64_t reach_w() const { return (shape.kernel_w - 1) * shape.dilation_w; }
-  // channels_last pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are more
-  // than a fifth of all, a copy with zeros around it makes all pixels alike.
-  bool narrow(int64_t columns) const { return unit() && 5 * reach_w() > columns; }
+  // channels_last pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are many, a
+  // copy with zeros around it makes all pixels alike. grad_x has weights to copy, too, and the more of them where a task
+  // would else have all groups' in a row (`together`).
+  bool narrow(int64_t columns, bool together) const {
+    const int64_t most = !grad_x() ? 5 : together ? 2 : 3;
+    return unit() && most * reach_w() > columns;
+  }
 };
 
 void choose_kernels(const Request& r, Involution2dPlan& p) {
@@ -101,8 +105,9 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   p.col_tile = even_tile(width, 128 * 16 / channels, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
   constexpr int64_t kEnoughTasks = 12;
-  const int64_t most_tiles = s.batch * ceil_div(height, 4) * p.col_tiles;
-  p.task_groups = p.channels_last && !r.widens() && !r.narrow(p.col_tile) && most_tiles >= kEnoughTasks ? s.groups : 1;
+  const bool together = s.batch * ceil_div(height, 4) * p.col_tiles >= kEnoughTasks;
+  p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile, together));
+  p.task_groups = p.channels_last && !p.pads && together ? s.groups : 1;
   for (int64_t rows : {16, 8, 4}) {
     p.row_tile = even_tile(height, rows, 4);
     p.row_tiles = ceil_div(height, p.row_tile);
@@ -121,8 +126,7 @@ void lay_out_pixels(const Request& r, Involution2dPlan& p) {
   p.planes = r.kernels.pixel_channels[r.is_double()];
   const PixelRegion window{span(p.row_tile, r.reach_h(), s.stride_h), span(p.col_tile, r.reach_w(), s.stride_w), p.planes};
   // Unless it is mostly zeros.
-  const bool small = window.rows < 8 * p.row_tile && window.columns < 8 * p.col_tile;
-  p.pads = (r.widens() || r.narrow(p.col_tile)) && small;
+  p.pads = p.pads && window.rows < 8 * p.row_tile && window.columns < 8 * p.col_tile;
   if (r.widens() || p.pads) p.pixels = window;
   if (r.widens() || (p.pads && r.grad_x()))
     p.pixel_weights = {r.grad_x() ? window.rows : p.row_tile, r.grad_x() ? window.columns : p.col_tile, s.taps()};

@@ -103,6 +103,9 @@ void sum_tap_tile(const Involution2dPlan& p, const T* map, const Strided<const T
               exists ? corner_of(result, t, t.group * p.shape.taps()) + row * result.row + column * result.column : nullptr;
           out[m][q] = exists && result.channel != 1 ? scattered.taps[m][q] : corner[m][q];
         }
+      for (int m = 0; m < rows; ++m)
+        for (int q = 0; q < kPixels; ++q)
+          if (corner[m][q] != nullptr) prefetch<true>(corner[m][q] + result.column, K * K);
       const int shift = static_cast<int>(j % Vec<T>::kLanes);
       run(map + i * p.map.row_pitch + (j - shift), shift, p.map.row_pitch, p.map.plane_pitch, g, channels, out);
       if (result.channel == 1) continue;
