@@ -340,3 +340,19 @@ def test_functional_call_of_the_layer() -> None:
     layer(x).square().sum().backward()
     for name, p in layer.named_parameters():
         torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_python_and_the_dispatcher_lead_to_one_derivative(training: bool) -> None:
+    """The function has an autograd.Function of its own in plain eager mode, the op the registered one: equal bits."""
+    operands = [t.double().requires_grad_() for t in (X, *PARAMETERS)]
+    statistics = (None, None) if training else RUNNING
+    found = []
+    for call in (mixer, ops.fourier_feature_mixer):
+        y = call(*operands, *statistics, training)[0]
+        first = torch.autograd.grad(y.square().sum(), operands, create_graph=True, allow_unused=True)
+        second = torch.autograd.grad(first[0].square().sum(), operands[:2])
+        found.append((y.grad_fn.name(), [y, *(g for g in first if g is not None), *second]))
+    (direct, ours), (registered, expected) = found
+    assert direct != registered
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
