@@ -134,7 +134,7 @@ Folded fold(const Arguments& a, const FfmPlan& plan, const FfmTyped<T, E>& kerne
     kernels.centre(plan, read<E>(x), f.centre.data());
     Doubles partial(static_cast<size_t>(plan.tasks * plan.moments));
     const FfmFold view = f.view();
-    run(a, plan, s.positions() * s.inputs, [&](int64_t begin, int64_t end, void* scratch) {
+    run(a, plan, s.positions() * plan.moments, [&](int64_t begin, int64_t end, void* scratch) {
       kernels.moments(plan, read<E>(x), view, partial.data(), begin, end, scratch);
     });
     ffm_feature_statistics(plan, view, partial.data(), f.mean.data(), f.covariance.data());

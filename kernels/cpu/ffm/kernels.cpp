@@ -471,8 +471,28 @@ void backward(const FfmPlan& p, Strided<const E> x, const FfmFold& fold, Strided
 }
 
 template <class E>
-LGLD_INLINE E zero_of() {
-  return E{};
+LGLD_INLINE void clear_row(E* out, int64_t width, int64_t step) {
+  if (step == 1) {  // for the compiler, which has vectors for it
+    for (int64_t j = 0; j < width; ++j) out[j] = E{};
+  } else {
+    for (int64_t j = 0; j < width; ++j) out[j * step] = E{};
+  }
+}
+
+// A row of the grid's pixels to a row of the image's, zeros between them.
+template <class E>
+LGLD_INLINE void spread_row(const E* row, const FfmShape& s, E* out, int64_t step) {
+  if (s.stride == 2 && step == 1) {
+    const int64_t pairs = s.width / 2;
+    for (int64_t j = 0; j < pairs; ++j) {
+      out[2 * j] = row[j];
+      out[2 * j + 1] = E{};
+    }
+    if (s.width % 2 != 0) out[s.width - 1] = row[pairs];
+    return;
+  }
+  if (s.stride > 1) clear_row(out, s.width, step);
+  for (int64_t j = 0; j < s.out_width; ++j) out[j * s.stride * step] = row[j];
 }
 
 template <class T, class E>
@@ -499,13 +519,8 @@ void grad_x(const FfmPlan& p, Strided<const E> x, const FfmFold& fold, const Ffm
           });
           // The strip's rows of the image: the row that was read and those up to the next one.
           const int64_t top = (strip.row + r) * s.stride, bottom = top + s.stride < s.height ? top + s.stride : s.height;
-          for (int64_t i = top; i < bottom; ++i) {
-            E* const out = row_of(result, strip.image, k, i);
-            if (i > top || s.stride > 1)
-              for (int64_t j = 0; j < s.width; ++j) out[j * result.column] = zero_of<E>();
-            if (i == top)
-              for (int64_t j = 0; j < s.out_width; ++j) out[j * s.stride * result.column] = row_buffer[j];
-          }
+          spread_row(row_buffer, s, row_of(result, strip.image, k, top), result.column);
+          for (int64_t i = top + 1; i < bottom; ++i) clear_row(row_of(result, strip.image, k, i), s.width, result.column);
         }
       }
     });
