@@ -1,9 +1,5 @@
-#include <cuda_runtime.h>
-
-#include <cmath>
-
-#include "../common/dtype.cuh"
 #include "../common/launch.cuh"
+#include "device.cuh"
 #include "index.h"
 #include "involution_layer.h"
 
@@ -14,15 +10,6 @@ constexpr int kThreads = LayerTiles::kThreads;
 constexpr int kHidden = 16;    // hidden channels that a thread computes at a time: LGLD-Net's are 16
 constexpr int kChannels = 32;  // channels of weights in shared memory at a time
 
-template <class T>
-__device__ __forceinline__ T silu(T u) {
-  if constexpr (sizeof(T) == 8) {
-    return u / (1 + exp(-u));
-  } else {
-    return u * __fdividef(1.0f, 1.0f + expf(-u));
-  }
-}
-
 // kUnit: x's columns are neighbours, so that a row's taps are at fixed distances.
 template <class E, int K, bool kUnit>
 __device__ __forceinline__ void layer(const InvolutionLayerParams& p) {
@@ -30,7 +17,7 @@ __device__ __forceinline__ void layer(const InvolutionLayerParams& p) {
   constexpr int kTaps = K * K, kReach = K / 2;
   __shared__ __align__(16) T weights[kChannels][kHidden];
   __shared__ __align__(16) T span[kTaps][kHidden];
-  const LayerTiles tiles = layer_tiles(p.batch, p.height, p.width);
+  const LayerTiles tiles(p.batch, p.height, p.width);
   const E* const hidden_weight = static_cast<const E*>(p.hidden_weight);
   const E* const span_weight = static_cast<const E*>(p.span_weight);
   const int64_t step = kUnit ? 1 : p.x.column;
@@ -63,7 +50,7 @@ __device__ __forceinline__ void layer(const InvolutionLayerParams& p) {
         }
       }
 #pragma unroll
-      for (int e = 0; e < kHidden; ++e) h[e] = silu(h[e]);
+      for (int e = 0; e < kHidden; ++e) h[e] *= sigmoid(h[e]);
       __syncthreads();  // the last span has been read
       for (int n = threadIdx.x; n < kTaps * kHidden; n += kThreads) {
         const int t = n / kHidden, e = n % kHidden;
@@ -120,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) general_layer_kernel(const __grid_co
 
 template <class E, int K>
 cudaError_t run(const InvolutionLayerParams& p, cudaStream_t stream) {
-  const LayerTiles tiles = layer_tiles(p.batch, p.height, p.width);
+  const LayerTiles tiles(p.batch, p.height, p.width);
   return launch(p.x.column == 1 ? layer_kernel<E, K> : general_layer_kernel<E, K>, min64(tiles.units, kMostBlocks), kThreads, 0,
                 stream, p);
 }

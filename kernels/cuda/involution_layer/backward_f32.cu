@@ -1,0 +1,7 @@
+#include "backward.cuh"
+
+namespace lgld::cuda {
+
+template cudaError_t launch_backward<float>(const BackwardCall& f, cudaStream_t stream);
+
+}  // namespace lgld::cuda
