@@ -153,9 +153,9 @@ class Involution2d(InvolutionBase):
         groups: groups of channels that share kernels; divides `channels`.
 
     Setting the attribute `fused` to True generates and applies the kernels in one op, `torch.ops.lgld_ops.involution_layer`,
-    which on CUDA holds no map of kernels in memory; it is off since no measurement says yet where it wins. It needs a square
-    `kernel_size` of 3, 5 or 7, "same" padding, stride, dilation and groups of 1, and the generator as it was built; else
-    calling the layer is a ValueError.
+    which on CUDA holds no map of kernels in memory (docs/gpu.md: in backward too, where asked for); it is off since no
+    measurement says yet where it wins. It needs a square `kernel_size` of 3, 5 or 7, "same" padding, stride, dilation and
+    groups of 1, and the generator as it was built; else calling the layer is a ValueError.
 
     Calling it with x of other dimensions or channels, or with a given `padding` that makes more or fewer windows than there
     are kernels, is a ValueError.

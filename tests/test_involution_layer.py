@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 import lgld_ops
+from lgld_ops.ops import layer as layer_ops
 from lgld_ops.ops.layer import involution_layer
 from lgld_ops.reference import InvolutionLayer
 
 op = torch.ops.lgld_ops.involution_layer.default
+backward = torch.ops.lgld_ops.involution_layer_backward.default
 
 
 def operands(kernel_size: int = 3, dtype: torch.dtype = torch.float64, size: tuple[int, ...] = (2, 5, 6, 7)) -> list[Tensor]:
@@ -66,6 +68,46 @@ def test_dtypes(dtype: torch.dtype) -> None:
 def test_opcheck() -> None:
     torch.library.opcheck(op, (*[t.requires_grad_() for t in operands()], 3))
     torch.library.opcheck(op, (*operands(5, torch.float32, (0, 5, 6, 7)), 5))
+    for need_x in (True, False):
+        x, *parameters = operands()
+        torch.library.opcheck(backward, (x.flip(0), x, *parameters, 3, need_x))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_backward_op_equals_the_formulations_gradients(kernel_size: int, channels_last: bool) -> None:
+    x, *parameters = operands(kernel_size)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    leaves = [t.requires_grad_() for t in (x, *parameters)]
+    grad_y = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(layer_ops._plain(*leaves, kernel_size), leaves, grad_y)
+    with torch.no_grad():
+        found = backward(grad_y, *leaves, kernel_size)
+        without = backward(grad_y, *leaves, kernel_size, False)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(without[1:], found[1:], rtol=0, atol=0)
+    assert without[0].numel() == 0
+    assert found[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_backward_op_is_used_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [t.requires_grad_() for t in operands()]
+
+    def gradients() -> tuple[tuple[Tensor, ...], set[str]]:
+        with torch.profiler.profile() as profile:
+            found = torch.autograd.grad(involution_layer(*given, 3).sum(), given)
+        return found, {event.key for event in profile.key_averages()}
+
+    composed, before = gradients()
+    monkeypatch.setattr(layer_ops, "chosen_backward", "fused")
+    fused, after = gradients()
+    torch.testing.assert_close(fused, composed)
+    assert "lgld_ops::involution_layer_backward" in after - before
+    monkeypatch.setattr(layer_ops, "chosen_backward", "quick")
+    with pytest.raises(RuntimeError, match="LGLD_LAYER_BACKWARD must be composed, fused, or unset, but is 'quick'"):
+        gradients()
 
 
 def test_torch_func_and_compile() -> None:
@@ -108,6 +150,16 @@ def test_errors_name_the_argument(position: int, value: object, message: str) ->
     given[position] = value
     with pytest.raises(RuntimeError, match=re.escape(f"involution_layer: {message}")):
         involution_layer(*given)  # type: ignore[arg-type]
+
+
+def test_errors_of_the_backward_op_name_the_argument() -> None:
+    x, *parameters = operands()
+    for grad_y, message in (
+        (x[:1], "grad_y must have shape of x = [2, 5, 6, 7], but has [1, 5, 6, 7]"),
+        (x.float(), "grad_y must have the dtype of x, torch.float64, but is torch.float32"),
+    ):
+        with pytest.raises(RuntimeError, match=re.escape(f"involution_layer_backward: {message}")):
+            backward(grad_y, x, *parameters, 3)
 
 
 def test_the_switch_refuses_what_it_cannot_fuse() -> None:

@@ -61,6 +61,28 @@ def involutions() -> int:
     return wrong
 
 
+def layers() -> int:
+    """Number of results of the layer with its kernel generator that are wrong."""
+    wrong = 0
+    ops = torch.ops.lgld_ops
+    # 20 hidden channels are more than a thread of backward has registers for.
+    for dtype, kernel, hidden in itertools.product(TOLERANCE, (3, 7), (3, 20)):
+        torch.manual_seed(0)
+        sizes = ((2, 5, 13, 18), (2, 5, 13, 18), (hidden, 5), (hidden,), (kernel**2, hidden), (kernel**2,))
+        grad_y, *operands = (torch.randn(size, dtype=torch.float64).to(dtype) for size in sizes)
+        gpu = [t.cuda() for t in operands]
+        expected = [ops.involution_layer(*(t.double() for t in operands), kernel)]
+        expected += ops.involution_layer_backward(grad_y.double(), *(t.double() for t in operands), kernel)
+        found = [ops.involution_layer(*gpu, kernel), *ops.involution_layer_backward(grad_y.cuda(), *gpu, kernel)]
+        again = [ops.involution_layer(*gpu, kernel), *ops.involution_layer_backward(grad_y.cuda(), *gpu, kernel)]
+        for index, (mine, twice, exact) in enumerate(zip(found, again, expected, strict=True)):
+            error, repeats = difference(mine, exact), torch.equal(mine, twice)
+            if error > TOLERANCE[dtype] * 4 or not repeats:
+                wrong += 1
+                print(f"layer {dtype} K {kernel} hidden {hidden}, result {index}: error {error:.2e}, repeats {repeats}")
+    return wrong
+
+
 def mixers() -> int:
     """Number of results that are wrong."""
     wrong = 0
@@ -90,6 +112,6 @@ def mixers() -> int:
 if __name__ == "__main__":
     if not torch.cuda.is_available():
         raise SystemExit("gpu_small: there is no GPU")
-    count = involutions() + mixers()
+    count = involutions() + layers() + mixers()
     print(f"{count} wrong")
     sys.exit(count > 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +30,12 @@ Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # x, hidden weight and
 # --- shapes: the same rules, in the same words, as csrc/cuda/involution_layer.cpp --------------------------------------
 
 
-def _check(condition: Any, message: str) -> None:
-    torch._check(condition, lambda: f"involution_layer: {message}")
+def _check_operands(op: str, operands: Operands, kernel_size: int) -> None:
+    x, hidden_weight, hidden_bias, span_weight, span_bias = operands
 
+    def _check(condition: Any, message: str) -> None:
+        torch._check(condition, lambda: f"{op}: {message}")
 
-@_fake(_NAME)
-def _involution_layer_fake(
-    x: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, span_weight: Tensor, span_bias: Tensor, kernel_size: int
-) -> Tensor:
     _check(kernel_size in KERNEL_SIZES, f"kernel_size must be 3, 5 or 7, but is {kernel_size}")
     _check(x.layout == torch.strided, f"x must be a dense tensor, but its layout is {x.layout}")
     _check(x.dim() == 4, f"x must have 4 dimensions, but has shape {list(x.shape)}")
@@ -62,7 +61,39 @@ def _involution_layer_fake(
             t.dim() == len(size) and all(t.shape[d] == size[d] for d in range(len(size))),
             f"{name} must have shape {meaning} = {size}, but has {list(t.shape)}",
         )
+
+
+@_fake(_NAME)
+def _involution_layer_fake(
+    x: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, span_weight: Tensor, span_bias: Tensor, kernel_size: int
+) -> Tensor:
+    _check_operands("involution_layer", (x, hidden_weight, hidden_bias, span_weight, span_bias), kernel_size)
     return _empty(x, *x.shape)
+
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # of the operands; of x empty where it is not wanted
+
+
+@_fake(f"{_NAME}_backward")
+def _backward_fake(grad_y: Tensor, x: Tensor, *arguments: Any, need_x: bool = True) -> Gradients:
+    *parameters, kernel_size = arguments[:5]
+    need_x = arguments[5] if len(arguments) > 5 else need_x
+    op = "involution_layer_backward"
+    _check_operands(op, (x, *parameters), kernel_size)
+
+    def check(condition: Any, must: str) -> None:
+        torch._check(condition, lambda: f"{op}: grad_y must {must}")
+
+    check(grad_y.layout == torch.strided, f"be a dense tensor, but its layout is {grad_y.layout}")
+    check(grad_y.device == x.device, f"be on {x.device}, like x, but is on {grad_y.device}")
+    check(grad_y.dtype == x.dtype, f"have the dtype of x, {x.dtype}, but is {grad_y.dtype}")
+    check(
+        grad_y.dim() == 4 and all(grad_y.shape[d] == x.shape[d] for d in range(4)),
+        f"have shape of x = {list(x.shape)}, but has {list(grad_y.shape)}",
+    )
+    grad_x = _empty(x, *x.shape) if need_x else x.new_empty(0)
+    first, second, third, fourth = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in parameters)
+    return grad_x, first, second, third, fourth
 
 
 # --- the readable formulation, and what runs on devices without a fused kernel -----------------------------------------
@@ -91,6 +122,11 @@ LIBRARY.impl("involution_layer", _composed, "CompositeExplicitAutograd")
 
 # --- autograd: keeps the operands alone, and generates the kernels again -----------------------------------------------
 
+# What backward runs on GPUs where the CUDA library is in use: "composed", torch's convolutions and the involution's two
+# gradients, or "fused", the CUDA kernel that keeps no map of kernels in memory. No GPU has said yet which is faster.
+VARIABLE = "LGLD_LAYER_BACKWARD"
+chosen_backward = os.environ.get(VARIABLE) or "composed"
+
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:5])
@@ -100,19 +136,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     operands: Operands = ctx.saved_tensors
     kernel_size: int = ctx.kernel_size
+    if chosen_backward not in ("composed", "fused"):
+        raise RuntimeError(f"{VARIABLE} must be composed, fused, or unset, but is {chosen_backward!r}")
     if torch.is_grad_enabled():  # create_graph
 
         def run(x: Tensor, wide: Tensor, wide_bias: Tensor, tall: Tensor, tall_bias: Tensor) -> Tensor:
             return _plain(x, wide, wide_bias, tall, tall_bias, kernel_size)
 
         gradients = torch.func.vjp(run, *operands)[1](grad_y)
+    elif chosen_backward == "fused":
+        gradients = _ops.involution_layer_backward.default(grad_y, *operands, kernel_size, ctx.needs_input_grad[0])
     else:
-        gradients = _recomputed(grad_y, operands, kernel_size, need_x=ctx.needs_input_grad[0])
+        gradients = recomputed(grad_y, operands, kernel_size, need_x=ctx.needs_input_grad[0])
     return (*(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None)
 
 
-def _recomputed(grad_y: Tensor, operands: Operands, kernel_size: int, *, need_x: bool) -> tuple[Tensor | None, ...]:
-    """Gradients of the operands. With a = SiLU(h): d a / d h = s (1 + h (1 - s)), s = sigmoid(h)."""
+def recomputed(grad_y: Tensor, operands: Operands, kernel_size: int, *, need_x: bool) -> tuple[Tensor | None, ...]:
+    """Gradients of the operands, composed. With a = SiLU(h): d a / d h = s (1 + h (1 - s)), s = sigmoid(h)."""
     x, hidden_weight, hidden_bias, span_weight, span_bias = operands
     window = ((kernel_size, kernel_size), (1, 1), (kernel_size // 2, kernel_size // 2), (1, 1), 1)
     wide, tall = hidden_weight[..., None, None], span_weight[..., None, None]
@@ -137,6 +177,19 @@ def _recomputed(grad_y: Tensor, operands: Operands, kernel_size: int, *, need_x:
     assert grad_wide is not None
     assert grad_span is not None
     return grad_x, grad_wide.flatten(1), grad_bias, grad_span.flatten(1), grad_span_bias
+
+
+def _composed_backward(grad_y: Tensor, x: Tensor, *arguments: Any, need_x: bool = True) -> tuple[Tensor, ...]:
+    _backward_fake(grad_y, x, *arguments, need_x=need_x)
+    *parameters, kernel_size = arguments[:5]
+    need_x = arguments[5] if len(arguments) > 5 else need_x
+    grad_x, *rest = recomputed(grad_y, (x, *parameters), kernel_size, need_x=need_x)
+    grad_x = x.new_empty(0) if grad_x is None else grad_x.contiguous(memory_format=_memory_format(x))
+    return grad_x, *(cast("Tensor", g).contiguous() for g in rest)
+
+
+# On a GPU too, where the CUDA library is not in use: it is composed of ops that run what is there.
+LIBRARY.impl("involution_layer_backward", _composed_backward, "CompositeExplicitAutograd")
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_save)

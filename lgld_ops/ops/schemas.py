@@ -19,6 +19,9 @@ SCHEMAS = (
     # x [B, C, H, W], hidden_weight [D, C], hidden_bias [D], span_weight [K*K, D], span_bias [K*K] -> [B, C, H, W]
     "involution_layer(Tensor x, Tensor hidden_weight, Tensor hidden_bias, Tensor span_weight, Tensor span_bias,"
     " int kernel_size) -> Tensor",
+    # grad_y [B, C, H, W] and the same -> gradients of x (empty unless need_x) and of the four parameters
+    "involution_layer_backward(Tensor grad_y, Tensor x, Tensor hidden_weight, Tensor hidden_bias, Tensor span_weight,"
+    " Tensor span_bias, int kernel_size, bool need_x=True) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     # x [B, I, H, W], weight [C, I+4] or [C, I+4, 1, 1] -> [B, C, ceil(H/stride), ceil(W/stride)], batch mean and variance [C]
     "fourier_feature_mixer(Tensor x, Tensor weight, Tensor? bias, Tensor fourier_weight_real, Tensor fourier_weight_imag,"
     " Tensor? bn_weight, Tensor? bn_bias, Tensor? running_mean, Tensor? running_var, bool training, float eps=1e-05,"

@@ -121,6 +121,34 @@ def test_involution_layer(shape: tuple[int, ...], hidden: int, k: int, dtype: to
     assert (error <= allowed + rounding).all(), error.max()
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "hidden", "k"), [((2, 64, 56, 50), 16, 3), ((1, 3, 1, 1), 1, 3), ((2, 9, 30, 17), 20, 5), ((1, 8, 9, 40), 2, 7)]
+)
+def test_involution_layer_backward(shape: tuple[int, ...], hidden: int, k: int, dtype: torch.dtype, layout: str) -> None:
+    """Each gradient against autograd's in float64; at most 4 times the error, in norm, of autograd's in float32."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (shape, shape, (hidden, shape[1]), (hidden,), (k * k, hidden), (k * k,))
+    grad_y, x, *parameters = (torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in sizes)
+    operands = [laid_out(x, layout), *parameters]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def gradients(kind: torch.dtype) -> tuple[torch.Tensor, ...]:
+        leaves = [t.detach().to(kind).requires_grad_() for t in operands]
+        return torch.autograd.grad(layer._plain(*leaves, k), leaves, grad_y.to(kind))
+
+    backward = torch.ops.lgld_ops.involution_layer_backward
+    ours = backward(to_gpu(laid_out(grad_y, layout)), *map(to_gpu, operands), k)
+    if lgld_ops.build_info()["gpu"]["backend"] != "cuda":
+        return  # composed of operations that each round, and of convolutions that may use TF32
+    for mine, theirs, exact in zip(ours, gradients(wide), gradients(torch.float64), strict=True):
+        assert mine.dtype == dtype
+        error, scale = (mine.cpu().double() - exact).norm(), exact.norm()
+        allowed = 4 * (theirs.double() - exact).norm() + 8 * torch.finfo(wide).eps * scale
+        assert error <= allowed + (scale * torch.finfo(dtype).eps if wide != dtype else 0), error / scale
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
