@@ -1,5 +1,8 @@
 """Times the GPU kernels against the device's own copy bandwidth: CUDA, Triton, naive, eager unfold and torch.compile of it.
 
+The layer with its kernel generator is also measured composed, of convolutions and the involution's kernels: whether the fused
+kernels win, forward and backward each. TF32 is off for it, so that both compute the same.
+
 `python benchmarks/gpu.py --out FOLDER` writes gpu.json and gpu.csv and prints a short table last. Each backend runs in a
 process of its own (LGLD_GPU_BACKEND is read at import) that measures a copy too: a share of bandwidth comes from one process.
 Every result is compared with float64 on a slice of the batch before it is timed; what differs is not timed.
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +68,8 @@ class Case:
             read, out = 3 * self.size * self.size // 2, self.channels * (self.size // 2) ** 2
             image = 3 * self.size * self.size if self.work == "backward" else 0
             return self.batch * (read + out + image) * width
+        if self.name == "layer":  # x and y; backward: x, the gradient of y and that of x
+            return self.batch * self.channels * self.size**2 * (2 if self.work == "forward" else 3) * width
         x = self.channels * self.size**2
         y = self.channels * self.out_size**2
         weight = self.groups * self.kernel**2 * self.out_size**2
@@ -77,6 +83,7 @@ def cases() -> list[Case]:
         for dtype in DTYPES:
             for work in ("forward", "backward"):
                 found.append(Case("lgld", work, dtype, channels_last, 64, 64, 112))
+                found.append(Case("layer", work, dtype, channels_last, 64, 64, 112))
                 if dtype != "float64":
                     found.append(Case("mixer eval", work, dtype, channels_last, 64, 64, 224))
                     found.append(Case("mixer training", work, dtype, channels_last, 64, 64, 224))
@@ -159,6 +166,7 @@ def tensors(case: Case, sets: int) -> list[dict[str, Tensor]]:
             t["x"] = random(case.batch, 3, case.size, case.size)
         else:
             t["x"] = random(case.batch, case.channels, case.size, case.size)
+        if case.name not in ("layer", "mixer eval", "mixer training"):
             t["w"] = random(case.batch, case.groups * case.kernel**2, out, out)
         made.append(t)
     return made
@@ -175,6 +183,16 @@ def mixer_arguments(case: Case) -> tuple[Any, ...]:
     return weight, bias, real, imag, gain + 1, shift, mean, variance, case.name == "mixer training", 1e-5, 2
 
 
+def layer_parameters(case: Case) -> list[Tensor]:
+    """Hidden weight and bias, span weight and bias, with a quarter of the channels between them, as LGLD-Net has."""
+    torch.manual_seed(1)
+    c, d, taps = case.channels, case.channels // 4, case.kernel**2
+    return [
+        (torch.randn(*shape, device="cuda") / shape[-1] ** 0.5).to(DTYPES[case.dtype])
+        for shape in ((d, c), (d,), (taps, d), (taps,))
+    ]
+
+
 Run = Callable[[dict[str, Tensor]], Any]
 
 
@@ -186,6 +204,11 @@ def ours(case: Case) -> Run:
         if case.work == "forward":
             return lambda t: ops.fourier_feature_mixer.default(t["x"], *arguments)[0]
         return lambda t: ops.fourier_feature_mixer_backward.default(t["g"], t["x"], *arguments, True)
+    if case.name == "layer":
+        parameters = layer_parameters(case)
+        if case.work == "forward":
+            return lambda t: ops.involution_layer.default(t["x"], *parameters, case.kernel)
+        return lambda t: ops.involution_layer_backward.default(t["g"], t["x"], *parameters, case.kernel)
     window = ([case.kernel] * 2, [case.stride] * 2, [case.kernel // 2] * 2, [1, 1], case.groups)
     if case.work == "forward":
         return lambda t: ops.involution2d.default(t["x"], t["w"], *window)
@@ -193,6 +216,16 @@ def ours(case: Case) -> Run:
         ops.involution2d_grad_x.default(t["g"], t["w"], case.size, case.size, *window),
         ops.involution2d_grad_weight.default(t["g"], t["x"], *window),
     )
+
+
+def composed(case: Case) -> Run:
+    """The layer of torch's convolutions and the involution's own kernels: what autograd runs unless it is told otherwise."""
+    from lgld_ops.ops import layer
+
+    parameters = layer_parameters(case)
+    if case.work == "forward":
+        return lambda t: layer._plain(t["x"], *parameters, case.kernel)
+    return lambda t: layer.recomputed(t["g"], (t["x"], *parameters), case.kernel, need_x=True)
 
 
 def formulation(case: Case) -> Callable[..., Tensor]:
@@ -204,15 +237,25 @@ def formulation(case: Case) -> Callable[..., Tensor]:
         return lambda x: plain_ffm.fourier_feature_mixer(x, *arguments)[0]
     from lgld_ops.reference import involution2d_unfold
 
+    if case.name == "layer":
+
+        def layer(x: Tensor, wide: Tensor, wide_bias: Tensor, tall: Tensor, tall_bias: Tensor) -> Tensor:
+            hidden = F.silu(F.conv2d(x, wide[..., None, None], wide_bias))
+            kernels = F.conv2d(hidden, tall[..., None, None], tall_bias)
+            return involution2d_unfold(x, kernels, case.kernel, 1, case.kernel // 2, 1, 1)
+
+        return layer
     return lambda x, w: involution2d_unfold(x, w, case.kernel, case.stride, case.kernel // 2, 1, case.groups)
 
 
 def operands(case: Case, t: dict[str, Tensor]) -> list[Tensor]:
+    if case.name == "layer":
+        return [t["x"], *layer_parameters(case)]
     return [t["x"]] if case.name.startswith("mixer") else [t["x"], t["w"]]
 
 
 def expected_of(case: Case, t: dict[str, Tensor]) -> list[Tensor]:
-    """Result, or gradients of x and weight, in float64."""
+    """Result, or gradients of all operands, in float64."""
     inputs = [v.double().requires_grad_(case.work == "backward") for v in operands(case, t)]
     y = formulation(case)(*inputs)
     return [y] if case.work == "forward" else list(torch.autograd.grad(y, inputs, t["g"].double()))
@@ -229,7 +272,7 @@ def check(case: Case, run: Run, t: dict[str, Tensor]) -> float:
     expected = expected_of(case, few)
     found = [found] if isinstance(found, Tensor) else list(found)
     worst = max(error_of(a, b) for a, b in zip(found, expected, strict=False))
-    limit = TOLERANCE[case.dtype] * (20 if case.name.startswith("mixer") else 1)
+    limit = TOLERANCE[case.dtype] * (20 if case.name.startswith("mixer") else 4 if case.name == "layer" else 1)
     if not worst <= limit:
         raise RuntimeError(f"differs from float64 by {worst:.2e}, and {limit:.0e} is allowed")
     return worst
@@ -273,7 +316,11 @@ def plain(case: Case, compiled: bool) -> Run:
 def contestants(worker: str, case: Case) -> dict[str, Callable[[], Run]]:
     if worker != "reference":
         found: dict[str, Callable[[], Run]] = {worker: lambda: ours(case)}
-        if worker == "cuda" and case.work == "forward" and not case.name.startswith("mixer"):
+        if worker == "triton" and case.name == "layer" and case.work == "backward":
+            return {}  # Triton's backward of the layer is composed
+        if worker == "cuda" and case.name == "layer":
+            found["composed"] = lambda: composed(case)
+        elif worker == "cuda" and case.work == "forward" and not case.name.startswith("mixer"):
             found["naive"] = lambda: naive(case)
         return found
     if case.dtype == "float64" or case.channels_last:
@@ -292,6 +339,7 @@ def work(worker: str, seconds: float, out: Path) -> None:
         )
     import lgld_ops
 
+    torch.backends.cudnn.allow_tf32 = False
     bandwidth = copy_bandwidth()
     records: list[dict[str, Any]] = []
     for case in cases():
@@ -344,9 +392,8 @@ def machine() -> dict[str, Any]:
 
 def table(records: list[dict[str, Any]]) -> str:
     """A line for each case: share of copy bandwidth of ours, and how many times faster than each other."""
-    lines = [
-        f"{'case':42} {'ms':>8} {'% copy':>7} {'triton':>7} {'naive':>7} {'eager':>7} {'compile':>8}   times as long as CUDA"
-    ]
+    names = f"{'triton':>7} {'naive':>7} {'composed':>8} {'eager':>7} {'compile':>8}"
+    lines = [f"{'case':42} {'ms':>8} {'% copy':>7} {names}   times as long as CUDA"]
     grouped: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for r in records:
         key = (r["name"], r["dtype"], r["channels_last"], r["work"])
@@ -358,7 +405,7 @@ def table(records: list[dict[str, Any]]) -> str:
             lines.append(f"{label:42} {mine.get('failed', mine.get('skipped', 'not measured'))[:80]}")
             continue
         cells = []
-        for other, width in (("triton", 7), ("naive", 7), ("eager", 7), ("torch.compile", 8)):
+        for other, width in (("triton", 7), ("naive", 7), ("composed", 8), ("eager", 7), ("torch.compile", 8)):
             r = by.get(other, {})
             text = f"{r['seconds'] / mine['seconds']:.2f}" if "seconds" in r else "failed" if "failed" in r else "-"
             cells.append(f"{text:>{width}}")

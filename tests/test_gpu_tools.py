@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -113,6 +115,8 @@ def test_bytes_that_a_case_has_to_move(gpu_benchmark: ModuleType) -> None:
     x, weight = 64 * 64 * 112 * 112, 64 * 9 * 112 * 112
     assert case.least_bytes == 4 * (2 * x + weight)
     assert gpu_benchmark.Case("lgld", "backward", "float16", False, 64, 64, 112).least_bytes == 2 * (3 * x + 2 * weight)
+    layer = [gpu_benchmark.Case("layer", work, "float32", False, 64, 64, 112) for work in ("forward", "backward")]
+    assert [case.least_bytes for case in layer] == [4 * 2 * x, 4 * 3 * x]
     mixer = gpu_benchmark.Case("mixer eval", "forward", "float32", False, 64, 64, 224)
     assert mixer.least_bytes == 4 * 64 * (3 * 112 * 224 + 64 * 112 * 112)
 
@@ -122,6 +126,22 @@ def test_benchmark_tells_wrong_results_from_right_ones(gpu_benchmark: ModuleType
     assert gpu_benchmark.error_of(expected.float(), expected) < 1e-7
     assert gpu_benchmark.error_of(expected * 1.01, expected) > 9e-3
     assert gpu_benchmark.error_of(torch.full_like(expected, torch.nan), expected) == float("inf")
+
+
+@pytest.mark.parametrize("work", ["forward", "backward"])
+def test_benchmark_compares_the_layer_both_ways(gpu_benchmark: ModuleType, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where the op is composed too: what is called, and with what, is what a GPU would run."""
+    monkeypatch.setattr(torch, "randn", functools.partial(on_the_cpu, torch.randn))
+    case = gpu_benchmark.Case("layer", work, "float64", False, 2, 8, 6)
+    given = gpu_benchmark.tensors(case, 1)[0]
+    assert {"cuda", "composed"} == gpu_benchmark.contestants("cuda", case).keys()
+    for make in gpu_benchmark.contestants("cuda", case).values():
+        assert gpu_benchmark.check(case, make(), given) < 1e-13
+
+
+def on_the_cpu(random: Callable[..., torch.Tensor], *shape: int, device: str) -> torch.Tensor:
+    assert device == "cuda"
+    return random(*shape)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
