@@ -19,13 +19,13 @@
 namespace lgld::test {
 namespace {
 
-using cuda::Spot, cuda::Staged, cuda::TileKernel, cuda::Tiling, cuda::TilingRequest;
+using cuda::Spot, cuda::Staged, cuda::TileAxis, cuda::TileKernel, cuda::TilePass, cuda::Tiling, cuda::TilingRequest;
 using Values = std::vector<double>;
 
 std::string describe(const Involution2dShape& s) {
   const auto n = [](int64_t v) { return std::to_string(v); };
   return "x [" + n(s.batch) + "," + n(s.channels) + "," + n(s.height) + "," + n(s.width) + "] groups " + n(s.groups) +
-         " kernel " + n(s.kernel_h) + " padding " + n(s.pad_h) + "," + n(s.pad_w);
+         " kernel " + n(s.kernel_h) + " stride " + n(s.stride_h) + " padding " + n(s.pad_h) + "," + n(s.pad_w);
 }
 
 // --- what the kernels do ----------------------------------------------------------------------------------------------
@@ -34,8 +34,11 @@ std::string describe(const Involution2dShape& s) {
 struct Launch {
   Involution2dShape shape;
   bool reduces, mirrored;
+  TilePass pass;
   int32_t element_bytes, skew;
-  int64_t map_height, map_width, origin_h, origin_w, out_height, out_width;
+  TileAxis rows, columns;
+  int64_t parts;                  // pixels of the result that an output is, along an axis
+  int64_t out_height, out_width;  // of the result
   TileKernel kernel;
   Tiling tiling;
   std::string name;
@@ -45,21 +48,23 @@ Launch make_launch(const Involution2dShape& s, bool reduces, bool mirrored, int3
                    int64_t enough) {
   Launch l{};
   l.shape = s, l.reduces = reduces, l.mirrored = mirrored, l.element_bytes = element_bytes, l.skew = skew;
-  l.map_height = mirrored ? s.out_height : s.height, l.map_width = mirrored ? s.out_width : s.width;
+  l.pass = reduces ? TilePass::kGradWeight : mirrored ? TilePass::kGradX : TilePass::kForward;
+  l.rows = cuda::tile_axis(l.pass, s.height, s.out_height, s.kernel_h, s.stride_h, s.pad_h);
+  l.columns = cuda::tile_axis(l.pass, s.width, s.out_width, s.kernel_w, s.stride_w, s.pad_w);
   l.out_height = mirrored ? s.height : s.out_height, l.out_width = mirrored ? s.width : s.out_width;
-  l.origin_h = mirrored ? s.kernel_h - 1 - s.pad_h : s.pad_h, l.origin_w = mirrored ? s.kernel_w - 1 - s.pad_w : s.pad_w;
-  l.kernel = cuda::tile_kernel(static_cast<int32_t>(s.kernel_h), element_bytes, reduces);
+  l.parts = mirrored ? s.stride_h : 1;
+  l.kernel = cuda::tile_kernel(static_cast<int32_t>(s.kernel_h), element_bytes, l.pass, static_cast<int32_t>(s.stride_h));
   const uint64_t address = 4096 + static_cast<uint64_t>(skew);
   const TilingRequest q{s.batch,
                         s.groups,
                         s.group_channels(),
-                        l.map_height,
-                        l.map_width,
-                        l.origin_h,
-                        l.origin_w,
-                        l.out_height,
-                        l.out_width,
-                        cuda::copy_bytes(address, l.map_width, element_bytes),
+                        l.rows.map,
+                        l.columns.map,
+                        l.rows.origin,
+                        l.columns.origin,
+                        l.rows.outputs,
+                        l.columns.outputs,
+                        cuda::copy_bytes(address, l.columns.map, element_bytes),
                         reduces ? cuda::copy_bytes(address, l.out_width, element_bytes) : 0,
                         cuda::ceil_div(s.group_channels(), 2),
                         enough};
@@ -107,7 +112,10 @@ void copy_plane(const Launch& l, const Staged& s, const Spot& spot, const Values
 Values emulate(const Launch& l, const Values& a, const Values& b, int64_t results) {
   const Tiling& t = l.tiling;
   const int64_t taps = l.shape.taps(), kernel = l.shape.kernel_h;
-  const int64_t map_plane = l.map_height * l.map_width, out_plane = l.out_height * l.out_width;
+  const int64_t map_plane = l.rows.map * l.columns.map, out_plane = l.out_height * l.out_width, step = l.kernel.stride;
+  const auto from = [&](int64_t tap) {
+    return cuda::taken(static_cast<int32_t>(tap), static_cast<int32_t>(kernel), static_cast<int32_t>(l.shape.stride_h), l.pass);
+  };
   const double nan = std::numeric_limits<double>::quiet_NaN();
   Values out(static_cast<size_t>(results), l.reduces ? 0.0 : nan);
   std::vector<int> writes(out.size(), 0);
@@ -127,11 +135,11 @@ Values emulate(const Launch& l, const Values& a, const Values& b, int64_t result
       for (int o = 0; o < t.rows; ++o)
         for (int p = 0; p < t.pixels; ++p)
           for (int64_t k = 0; k < taps && s.real; ++k) {
-            const int64_t i = l.mirrored ? s.row + o - l.origin_h + k / kernel : s.row + o;
-            const int64_t j = l.mirrored ? s.column + p - l.origin_w + k % kernel : s.column + p;
-            const int64_t height = l.mirrored ? l.map_height : l.out_height, width = l.mirrored ? l.map_width : l.out_width;
+            const int64_t i = l.mirrored ? s.row + o - l.rows.origin + from(k / kernel) : s.row + o;
+            const int64_t j = l.mirrored ? s.column + p - l.columns.origin + from(k % kernel) : s.column + p;
+            const int64_t height = l.shape.out_height, width = l.shape.out_width;  // of the weights
             if (i < 0 || i >= height || j < 0 || j >= width) continue;
-            const int64_t tap = l.mirrored ? taps - 1 - k : k;
+            const int64_t tap = l.mirrored && l.parts == 1 ? taps - 1 - k : k;
             slot(thread, o, p, k) = b[static_cast<size_t>(((s.map * taps + tap) * height + i) * width + j)];
           }
     }
@@ -154,30 +162,35 @@ Values emulate(const Launch& l, const Values& a, const Values& b, int64_t result
         const int at = cuda::staged_at(t.map, s.tile_row, s.tile_column, s.row, s.column);
         const int other_at = l.reduces ? cuda::staged_at(t.other, s.tile_row, s.tile_column, s.row, s.column) : 0;
         // 16-bit kernels read words of two elements: which half comes first must be what the launcher says.
-        const bool odd = (l.origin_w % 2 + 2) % 2 == 1;
-        if (t.pixels == 2)
-          pairs_aligned = pairs_aligned && (at - (odd ? 1 : 0)) % 2 == 0 && t.map.pitch % 2 == 0 && other_at % 2 == 0 &&
-                          t.other.pitch % 2 == 0;
-        const int words_before = t.pixels == 2 && odd ? 1 : 0;
-        const int64_t last = at + (t.rows + kernel - 2) * t.map.pitch + t.pixels + kernel - 2;
-        const int64_t last_word = t.pixels == 2 ? (last | 1) : last;
+        const bool pairs = t.pixels == 2 || step == 2, odd = pairs && (l.columns.origin % 2 + 2) % 2 == 1;
+        check(step == 1 || odd, l.name + ": what has_tile_kernel takes has odd padding");
+        if (pairs)
+          pairs_aligned = pairs_aligned && (at - (odd ? 1 : 0)) % 2 == 0 && t.map.pitch % 2 == 0 &&
+                          (t.pixels == 1 || (other_at % 2 == 0 && t.other.pitch % 2 == 0));
+        const int words_before = odd ? 1 : 0;
+        const int64_t last =
+            at + ((t.rows - 1) * step + l.kernel.window - 1) * t.map.pitch + (t.pixels - 1) * step + l.kernel.window - 1;
+        const int64_t last_word = pairs ? (last | 1) : last;
         reads_inside = reads_inside && at - words_before >= 0 && last_word < room;
         if (l.reduces) reads_inside = reads_inside && other_at + (t.rows - 1) * t.other.pitch + t.pixels - 1 < other_room;
         if (!reads_inside) break;
         for (int o = 0; o < t.rows; ++o)
           for (int p = 0; p < t.pixels; ++p) {
-            const bool exists = s.row + o < l.out_height && s.column + p < l.out_width;
-            double sum = 0;
+            double sums[2][2] = {};
             for (int64_t k = 0; k < taps; ++k) {
-              const double value = mine[at + (o + k / kernel) * t.map.pitch + p + k % kernel];
+              const double value = mine[at + (o * step + from(k / kernel)) * t.map.pitch + p * step + from(k % kernel)];
               if (l.reduces)
                 slot(thread, o, p, k) += other[other_at + o * t.other.pitch + p] * value;
               else
-                sum += slot(thread, o, p, k) * value;
+                sums[(k / kernel + 1) % l.parts][(k % kernel + 1) % l.parts] += slot(thread, o, p, k) * value;
             }
-            if (l.reduces || !exists) continue;
-            const size_t to = static_cast<size_t>(channel * out_plane + (s.row + o) * l.out_width + s.column + p);
-            out[to] = sum, ++writes[to];
+            for (int64_t part = 0; part < l.parts * l.parts && !l.reduces; ++part) {
+              const int64_t i = (s.row + o) * l.parts + part / l.parts;
+              const int64_t j = (s.column + p) * l.parts + part % l.parts;
+              if (i >= l.out_height || j >= l.out_width) continue;
+              const size_t to = static_cast<size_t>(channel * out_plane + i * l.out_width + j);
+              out[to] = sums[part / l.parts][part % l.parts], ++writes[to];
+            }
           }
       }
     }
@@ -244,6 +257,7 @@ void test_tiles(const Involution2dShape& s, Random& random) {
     return true;
   };
   for (const int32_t bytes : {2, 4, 8}) {
+    if (!cuda::has_tile_kernel(s, bytes)) continue;
     // Blocks enough that channels are split and planes stand alone, or so few that neither happens.
     const int64_t enough = pick(random, 0, 1) == 0 ? 1 : pick(random, 2, 400);
     const int32_t skew = bytes * static_cast<int32_t>(pick(random, 0, 16 / bytes - 1));
@@ -315,18 +329,18 @@ void test_pieces(Random& random) {
 }
 
 Involution2dShape square(int64_t batch, int64_t channels, int64_t groups, int64_t height, int64_t width, int64_t kernel,
-                         int64_t pad_h, int64_t pad_w) {
+                         int64_t pad_h, int64_t pad_w, int64_t stride = 1) {
   return {batch,
           channels,
           groups,
           height,
           width,
-          height + 2 * pad_h - kernel + 1,
-          width + 2 * pad_w - kernel + 1,
+          (height + 2 * pad_h - kernel) / stride + 1,
+          (width + 2 * pad_w - kernel) / stride + 1,
           kernel,
           kernel,
-          1,
-          1,
+          stride,
+          stride,
           pad_h,
           pad_w,
           1,
@@ -335,18 +349,22 @@ Involution2dShape square(int64_t batch, int64_t channels, int64_t groups, int64_
 
 // Launches that no host has the memory to walk: the last thread of the last block is where it should be.
 void test_large() {
-  for (const Involution2dShape& s : {square(1, 1000000, 1, 1, 1, 3, 1, 1), square(1, 1000000, 1000000, 1, 1, 7, 3, 3),
-                                     square(3, 64, 2, 20000, 30000, 3, 1, 1), square(100000, 3, 3, 8, 8, 5, 2, 2),
-                                     square(1, 16, 1, 1, 200000000, 3, 1, 1), square(70000, 70000, 1, 2, 2, 3, 1, 1)}) {
+  for (const Involution2dShape& s :
+       {square(1, 1000000, 1, 1, 1, 3, 1, 1), square(1, 1000000, 1000000, 1, 1, 7, 3, 3),
+        square(3, 64, 2, 20000, 30000, 3, 1, 1), square(100000, 3, 3, 8, 8, 5, 2, 2), square(1, 16, 1, 1, 200000000, 3, 1, 1),
+        square(70000, 70000, 1, 2, 2, 3, 1, 1), square(1, 1000000, 1, 1, 1, 7, 3, 3, 2),
+        square(3, 64, 2, 20000, 30000, 3, 1, 1, 2), square(1, 16, 1, 1, 200000000, 7, 3, 3, 2)}) {
     for (const int32_t bytes : {2, 4, 8})
-      for (const bool reduces : {false, true}) {
-        const Launch l = make_launch(s, reduces, false, bytes, 0, 768);
+      for (const TilePass pass : {TilePass::kForward, TilePass::kGradX, TilePass::kGradWeight}) {
+        if (!cuda::has_tile_kernel(s, bytes)) continue;
+        const Launch l = make_launch(s, pass == TilePass::kGradWeight, pass == TilePass::kGradX, bytes, 0, 768);
         const Tiling& t = l.tiling;
         const int threads = t.lanes * t.thread_rows * t.planes;
         Spot last = cuda::find_spot(t, t.blocks - 1, threads - 1);
         for (int thread = threads - 1; thread >= 0 && !last.real; --thread) last = cuda::find_spot(t, t.blocks - 1, thread);
         check(last.real && last.map == s.batch * s.groups - 1 && last.slice == t.slices - 1, l.name + ": the last unit");
-        check(last.tile_row + t.thread_rows * t.rows >= s.out_height && last.tile_column + t.lanes * t.pixels >= s.out_width,
+        check(last.tile_row + t.thread_rows * t.rows >= l.rows.outputs &&
+                  last.tile_column + t.lanes * t.pixels >= l.columns.outputs,
               l.name + ": the last tile");
         check(t.blocks <= cuda::kMostBlocks || t.blocks % cuda::kMostBlocks >= 0, l.name + ": blocks");
       }
@@ -366,10 +384,12 @@ int run(uint64_t seed, int shapes) {
                   pad_w = pick(random, 0, pick(random, 0, 4) == 0 ? 40 : 3);
     if (height + 2 * pad_h < kernel || width + 2 * pad_w < kernel) continue;
     test_tiles(square(pick(random, 1, 3), channels, groups, height, width, kernel, pad_h, pad_w), random);
+    test_tiles(square(pick(random, 1, 3), channels, groups, height, width, kernel, pad_h | 1, pad_w | 1, 2), random);
   }
   for (const int64_t kernel : {3, 5, 7})  // the shapes that benchmarks have, fewer of them
     for (const int64_t side : {112, 56, 28, 14, 7})
-      test_tiles(square(1, 4, 2, side, side, kernel, kernel / 2, kernel / 2), random);
+      for (const int64_t stride : {1, 2})
+        test_tiles(square(1, 4, 2, side, side, kernel, kernel / 2, kernel / 2, stride), random);
   for (int n = 0; n < shapes; ++n) test_pixels(random), test_windows(random), test_pieces(random);
   test_large();
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));

@@ -102,7 +102,7 @@ Involution2dShape random_shape(Random& random) {
   constexpr int64_t kKernels[] = {3, 5, 7, 3, 3, 2};
   s.kernel_h = s.kernel_w = kKernels[random() % 6];
   const bool general = random() % 4 == 0;
-  s.stride_h = s.stride_w = general ? draw(1, 2) : 1, s.dilation_h = s.dilation_w = general ? draw(1, 2) : 1;
+  s.stride_h = s.stride_w = draw(1, 2), s.dilation_h = s.dilation_w = general ? draw(1, 2) : 1;
   s.pad_h = random() % 3 == 0 ? draw(0, 4) : s.kernel_h / 2, s.pad_w = random() % 3 == 0 ? draw(0, 4) : s.kernel_w / 2;
   const int64_t reach = (s.kernel_h - 1) * s.dilation_h + 1;
   s.height = std::max<int64_t>(1, reach - 2 * s.pad_h) + draw(0, 19);

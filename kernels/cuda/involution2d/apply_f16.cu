@@ -2,6 +2,6 @@
 
 namespace lgld::cuda {
 
-template cudaError_t launch_apply<__half>(int kernel, bool mirrored, const TileArguments& a, cudaStream_t stream);
+template cudaError_t launch_apply<__half>(int kernel, int stride, bool mirrored, const TileArguments& a, cudaStream_t stream);
 
 }  // namespace lgld::cuda

@@ -47,46 +47,48 @@ struct Choice {
 Choice choose_apply(const Involution2dParams& p, bool mirrored) {
   const Involution2dShape& s = p.shape;
   Choice choice{Way::kGeneral, {}, {}, 1};
-  if (!has_tile_kernel(s)) return choice;
-  const int bytes = element_bytes(p.dtype);
-  const int64_t height = mirrored ? s.out_height : s.height, width = mirrored ? s.out_width : s.width;
+  const int bytes = element_bytes(p.dtype), kernel = static_cast<int>(s.kernel_h), stride = static_cast<int>(s.stride_h);
+  if (!has_tile_kernel(s, bytes)) return choice;
+  const TilePass pass = mirrored ? TilePass::kGradX : TilePass::kForward;
+  const TileAxis rows = tile_axis(pass, s.height, s.out_height, kernel, stride, s.pad_h);
+  const TileAxis columns = tile_axis(pass, s.width, s.out_width, kernel, stride, s.pad_w);
   const int64_t out_height = mirrored ? s.height : s.out_height, out_width = mirrored ? s.width : s.out_width;
-  const int64_t origin_h = mirrored ? s.kernel_h - 1 - s.pad_h : s.pad_h;
-  const int64_t origin_w = mirrored ? s.kernel_w - 1 - s.pad_w : s.pad_w;
-  if (is_dense(p.a, s.batch, s.channels, height, width) &&
+  if (is_dense(p.a, s.batch, s.channels, rows.map, columns.map) &&
       is_dense(p.b, s.batch, s.groups * s.taps(), s.out_height, s.out_width) &&
       is_dense(p.out, s.batch, s.channels, out_height, out_width)) {
     const TilingRequest request{s.batch,
                                 s.groups,
                                 s.group_channels(),
-                                height,
-                                width,
-                                origin_h,
-                                origin_w,
-                                out_height,
-                                out_width,
-                                copy_of(p.a, width, bytes),
+                                rows.map,
+                                columns.map,
+                                rows.origin,
+                                columns.origin,
+                                rows.outputs,
+                                columns.outputs,
+                                copy_of(p.a, columns.map, bytes),
                                 0,
                                 ceil_div(s.group_channels(), kLeastSliceChannels),
                                 kEnoughBlocks};
-    if (!fits(request)) return choice;
+    if (!fits(request) || out_height * out_width > kLargestPlane) return choice;
     choice.way = Way::kTiles;
-    choice.tiles = {plan_tiles(request, tile_kernel(static_cast<int>(s.kernel_h), bytes, false)),
+    choice.tiles = {plan_tiles(request, tile_kernel(kernel, bytes, pass, stride)),
                     p.a.data,
                     p.b.data,
                     p.out.data,
                     nullptr,
-                    copy_of(p.out, out_width, bytes) >= 2 * bytes};
-  } else if (has_vectors(p.a, bytes) && has_vectors(p.out, bytes) && s.group_channels() * bytes % 16 == 0) {
+                    copy_of(p.out, out_width, bytes) >= 2 * bytes,
+                    static_cast<int32_t>(out_height),
+                    static_cast<int32_t>(out_width)};
+  } else if (stride == 1 && has_vectors(p.a, bytes) && has_vectors(p.out, bytes) && s.group_channels() * bytes % 16 == 0) {
     choice.way = Way::kPixels;
-    choice.pixels = {plan_pixels(s.batch, s.channels, out_height, out_width, static_cast<int>(s.kernel_h), bytes),
+    choice.pixels = {plan_pixels(s.batch, s.channels, out_height, out_width, kernel, bytes),
                      p.a,
                      p.b,
                      p.out,
-                     height,
-                     width,
-                     origin_h,
-                     origin_w,
+                     rows.map,
+                     columns.map,
+                     rows.origin,
+                     columns.origin,
                      out_height,
                      out_width,
                      s.group_channels()};
@@ -96,10 +98,11 @@ Choice choose_apply(const Involution2dParams& p, bool mirrored) {
 
 cudaError_t apply(const Involution2dParams& p, bool mirrored, cudaStream_t stream) {
   const Choice choice = choose_apply(p, mirrored);
-  const int kernel = static_cast<int>(p.shape.kernel_h);
+  const int kernel = static_cast<int>(p.shape.kernel_h), stride = static_cast<int>(p.shape.stride_h);
   switch (choice.way) {
     case Way::kTiles:
-      return with_dtype(p.dtype, [&](auto e) { return launch_apply<decltype(e)>(kernel, mirrored, choice.tiles, stream); });
+      return with_dtype(p.dtype,
+                        [&](auto e) { return launch_apply<decltype(e)>(kernel, stride, mirrored, choice.tiles, stream); });
     case Way::kPixels:
       return with_dtype(p.dtype,
                         [&](auto e) { return launch_pixels_apply<decltype(e)>(kernel, mirrored, choice.pixels, stream); });
@@ -115,7 +118,8 @@ Choice choose_reduce(const Involution2dParams& p) {
   // A warp of sums for every warp that large GPUs hold, or 32 channels for each sum, whichever comes first.
   constexpr int64_t kEnoughSums = int64_t{1} << 18;
   if (sums > 0) choice.slices = max64(1, min64(ceil_div(kEnoughSums, sums), s.group_channels() / 32));
-  if (!has_tile_kernel(s)) return choice;
+  if (!has_tile_kernel(s, bytes)) return choice;
+  const int kernel = static_cast<int>(s.kernel_h), stride = static_cast<int>(s.stride_h);
   if (is_dense(p.b, s.batch, s.channels, s.height, s.width) && is_dense(p.a, s.batch, s.channels, s.out_height, s.out_width) &&
       is_dense(p.out, s.batch, s.groups * s.taps(), s.out_height, s.out_width)) {
     const TilingRequest request{s.batch,
@@ -133,14 +137,17 @@ Choice choose_reduce(const Involution2dParams& p) {
                                 kEnoughReduceBlocks};
     if (!fits(request)) return choice;
     choice.way = Way::kTiles;
-    choice.tiles = {plan_tiles(request, tile_kernel(static_cast<int>(s.kernel_h), bytes, true)),
+    choice.tiles = {plan_tiles(request, tile_kernel(kernel, bytes, TilePass::kGradWeight, stride)),
                     p.b.data,
                     p.a.data,
                     p.out.data,
                     p.scratch,
-                    copy_of(p.out, s.out_width, bytes) >= 2 * bytes};
+                    copy_of(p.out, s.out_width, bytes) >= 2 * bytes,
+                    0,
+                    0};
     choice.slices = choice.tiles.tiling.slices;
-  } else if (choice.slices == 1 && has_vectors(p.a, bytes) && has_vectors(p.b, bytes) && s.group_channels() * bytes % 16 == 0) {
+  } else if (stride == 1 && choice.slices == 1 && has_vectors(p.a, bytes) && has_vectors(p.b, bytes) &&
+             s.group_channels() * bytes % 16 == 0) {
     choice.way = Way::kPixels;
   }
   return choice;
@@ -155,7 +162,7 @@ cudaError_t involution2d_grad_x(const Involution2dParams& p, cudaStream_t stream
 cudaError_t involution2d_grad_weight(const Involution2dParams& p, cudaStream_t stream) {
   const Involution2dShape& s = p.shape;
   const Choice choice = choose_reduce(p);
-  const int kernel = static_cast<int>(s.kernel_h);
+  const int kernel = static_cast<int>(s.kernel_h), stride = static_cast<int>(s.stride_h);
   if (choice.way == Way::kGeneral) return general_grad_weight(p, choice.slices, stream);
   if (choice.way == Way::kPixels) {
     const PixelReduceArguments a{p.b,          p.a,         p.out,    s.height,           s.width, s.pad_h, s.pad_w,
@@ -163,7 +170,7 @@ cudaError_t involution2d_grad_weight(const Involution2dParams& p, cudaStream_t s
     return with_dtype(p.dtype, [&](auto e) { return launch_pixels_reduce<decltype(e)>(kernel, a, s.batch, stream); });
   }
   const cudaError_t error =
-      with_dtype(p.dtype, [&](auto e) { return launch_reduce<decltype(e)>(kernel, choice.tiles, stream); });
+      with_dtype(p.dtype, [&](auto e) { return launch_reduce<decltype(e)>(kernel, stride, choice.tiles, stream); });
   return error != cudaSuccess || choice.slices == 1 ? error : sum_slices(p, choice.slices, stream);
 }
 

@@ -35,7 +35,8 @@ struct Involution2dParams {
 };
 
 // Tensors of any strides give right results. The kernels for K x K windows (K 3, 5, 7, stride and dilation 1) take dense
-// tensors: all NCHW, or the map and the result with channels as neighbours (torch.channels_last).
+// tensors: all NCHW, or the map and the result with channels as neighbours (torch.channels_last). Stride 2, dilation 1 and odd
+// padding have kernels for dense NCHW tensors of float and 16-bit elements, K 3 and 7.
 cudaError_t involution2d(const Involution2dParams& p, cudaStream_t stream);
 cudaError_t involution2d_grad_x(const Involution2dParams& p, cudaStream_t stream);
 cudaError_t involution2d_grad_weight(const Involution2dParams& p, cudaStream_t stream);

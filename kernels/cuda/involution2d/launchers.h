@@ -21,7 +21,8 @@ struct TileArguments {
   Tiling tiling;
   const void *map, *other;  // apply: weight; reduce: grad_y
   void *out, *partial;
-  bool out_pairs;  // two neighbours of the result may be written at once
+  bool out_pairs;         // two neighbours of the result may be written at once
+  int32_t height, width;  // of apply's result
 };
 
 // Forward: map x of height x width. grad_x, where kMirrored: map grad_y, whose pixels also say which weights, the last tap
@@ -44,13 +45,13 @@ struct PixelReduceArguments {
   int64_t column_groups, works;  // of kColumns outputs in a row; of all rows, groups and images
 };
 
-// Forward, or grad_x where `mirrored`, on NCHW maps.
+// Forward, or grad_x where `mirrored`, on NCHW maps, where has_tile_kernel.
 template <class E>
-cudaError_t launch_apply(int kernel, bool mirrored, const TileArguments& a, cudaStream_t stream);
+cudaError_t launch_apply(int kernel, int stride, bool mirrored, const TileArguments& a, cudaStream_t stream);
 
 // grad_weight on NCHW maps.
 template <class E>
-cudaError_t launch_reduce(int kernel, const TileArguments& a, cudaStream_t stream);
+cudaError_t launch_reduce(int kernel, int stride, const TileArguments& a, cudaStream_t stream);
 
 // The same on maps whose channels are neighbours.
 template <class E>

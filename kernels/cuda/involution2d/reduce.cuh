@@ -7,7 +7,7 @@
 
 namespace lgld::cuda {
 
-template <class E, int kKernel, int kRows, int kPixels, bool kOdd, int kMostThreads, int kStages>
+template <class E, int kKernel, int kStride, int kRows, int kPixels, bool kOdd, int kMostThreads, int kStages>
 __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
     reduce_kernel(const __grid_constant__ TileArguments a, int64_t first) {
   constexpr int kTaps = kKernel * kKernel;
@@ -61,18 +61,18 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
       for (int o = 0; o < kRows; ++o) read_staged<kPixels == 2, false>(p + o * t.other.pitch, gradient[o]);
       p = staged + current * stage_elements + at;
 #pragma unroll
-      for (int r = 0; r < kRows + kKernel - 1; ++r) {
-        Compute<E> window[kPixels + kKernel - 1];
-        read_staged<kPixels == 2, kOdd>(p, window);
+      for (int r = 0; r < (kRows - 1) * kStride + kKernel; ++r) {
+        Compute<E> window[(kPixels - 1) * kStride + kKernel];
+        read_staged<kPixels == 2 || kStride == 2, kOdd>(p, window);
         p += t.map.pitch;
 #pragma unroll
         for (int u = 0; u < kKernel; ++u) {
-          const int o = r - u;
-          if (o < 0 || o >= kRows) continue;
+          const int ahead_of = r - u, o = ahead_of / kStride;
+          if (ahead_of < 0 || ahead_of % kStride != 0 || o >= kRows) continue;
 #pragma unroll
           for (int v = 0; v < kKernel; ++v)
 #pragma unroll
-            for (int x = 0; x < kPixels; ++x) sum[o][x][u * kKernel + v] += gradient[o][x] * window[x + v];
+            for (int x = 0; x < kPixels; ++x) sum[o][x][u * kKernel + v] += gradient[o][x] * window[x * kStride + v];
         }
       }
     }
@@ -109,25 +109,27 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
     write(static_cast<Compute<E>*>(a.partial) + spot.slice * (t.units / t.slices) * kTaps * out_plane);
 }
 
-template <class E, int kKernel, bool kOdd>
+template <class E, int kKernel, int kStride, bool kOdd>
 cudaError_t launch_reduce(const TileArguments& a, cudaStream_t stream) {
-  constexpr TileKernel k = tile_kernel(kKernel, sizeof(E), true);
+  constexpr TileKernel k = tile_kernel(kKernel, sizeof(E), TilePass::kGradWeight, kStride);
   const Tiling& t = a.tiling;
   const int threads = t.lanes * t.thread_rows * t.planes;
   return launch_in_pieces(t.blocks, [&](int64_t first, unsigned blocks) {
-    return launch(reduce_kernel<E, kKernel, k.rows, k.pixels, kOdd, k.most_threads, k.stages>, blocks, threads,
+    return launch(reduce_kernel<E, kKernel, kStride, k.rows, k.pixels, kOdd, k.most_threads, k.stages>, blocks, threads,
                   t.stage_bytes * k.stages, stream, a, first);
   });
 }
 
 template <class E>
-cudaError_t launch_reduce(int kernel, const TileArguments& a, cudaStream_t stream) {
+cudaError_t launch_reduce(int kernel, int stride, const TileArguments& a, cudaStream_t stream) {
+  if constexpr (sizeof(E) < 8)
+    if (stride == 2) return kernel == 3 ? launch_reduce<E, 3, 2, true>(a, stream) : launch_reduce<E, 7, 2, true>(a, stream);
   const auto with_kernel = [&](auto odd) {
     constexpr bool kOdd = decltype(odd)::value;
     switch (kernel) {
-      case 3: return launch_reduce<E, 3, kOdd>(a, stream);
-      case 5: return launch_reduce<E, 5, kOdd>(a, stream);
-      default: return launch_reduce<E, 7, kOdd>(a, stream);
+      case 3: return launch_reduce<E, 3, 1, kOdd>(a, stream);
+      case 5: return launch_reduce<E, 5, 1, kOdd>(a, stream);
+      default: return launch_reduce<E, 7, 1, kOdd>(a, stream);
     }
   };
   if constexpr (sizeof(E) == 2)

@@ -2,6 +2,6 @@
 
 namespace lgld::cuda {
 
-template cudaError_t launch_reduce<__half>(int kernel, const TileArguments& a, cudaStream_t stream);
+template cudaError_t launch_reduce<__half>(int kernel, int stride, const TileArguments& a, cudaStream_t stream);
 
 }  // namespace lgld::cuda

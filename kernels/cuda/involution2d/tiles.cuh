@@ -61,8 +61,9 @@ class Copier {
   int tile_row_, tile_column_, thread_, threads_;
 };
 
-// to[k] = p[k] for kCount neighbours in shared memory. Pairs of 16-bit elements move as words; where kOdd, p is the second of
-// one.
+// to[k] = p[k] for kCount neighbours in shared memory, as words of two where kPairs; where kOdd, p is the second of one. Pairs
+// are for 16-bit elements, and for stride 2: neighbouring lanes' words are then neighbours, where their elements would share
+// banks.
 template <bool kPairs, bool kOdd, int kCount, class E>
 __device__ __forceinline__ void read_staged(const E* p, Compute<E> (&to)[kCount]) {
   if constexpr (kPairs) {
