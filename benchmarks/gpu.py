@@ -87,8 +87,8 @@ def cases() -> list[Case]:
                 if dtype != "float64":
                     found.append(Case("mixer eval", work, dtype, channels_last, 64, 64, 224))
                     found.append(Case("mixer training", work, dtype, channels_last, 64, 64, 224))
-    # RedNet-50's: 16 channels a group, K 7.
-    for channels, size, stride in ((64, 56, 1), (128, 28, 1), (256, 14, 1), (512, 7, 1), (128, 56, 2)):
+    # RedNet-50's: 16 channels a group, K 7; each later stage begins with stride 2.
+    for channels, size, stride in ((64, 56, 1), (128, 28, 1), (256, 14, 1), (512, 7, 1), (128, 56, 2), (256, 28, 2), (512, 14, 2)):
         for dtype in ("float32", "float16"):
             for work in ("forward", "backward"):
                 shape = f"rednet{size}" + ("s2" if stride == 2 else "")

@@ -23,6 +23,8 @@ INVOLUTIONS = {
     "lgldnet": Problem(2, 64, 56, 56),
     "rednet_7": Problem(2, 32, 14, 14, (7, 7), padding=(3, 3), groups=2),
     "rednet_stride": Problem(2, 16, 15, 13, (7, 7), (2, 2), (3, 3), groups=4),
+    "stride_3": Problem(2, 16, 57, 61, (3, 3), (2, 2), (1, 1), groups=2),
+    "rednet_stage": Problem(2, 32, 56, 56, (7, 7), (2, 2), (3, 3), groups=2),
     "five": Problem(2, 9, 12, 33, (5, 5), padding=(2, 2), groups=3),
     "wide": Problem(1, 3, 5, 3000),
     "pixel": Problem(1, 1, 1, 1, (1, 1), padding=(0, 0)),
@@ -51,7 +53,7 @@ def cases(names: Iterable[str], every: tuple[str, ...]) -> list[Any]:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("name", "dtype"), cases(INVOLUTIONS, ("lgldnet", "rednet_stride", "even_window")))
+@pytest.mark.parametrize(("name", "dtype"), cases(INVOLUTIONS, ("lgldnet", "rednet_stride", "rednet_stage", "stride_3", "even_window")))
 def test_involution(name: str, dtype: torch.dtype, layout: str) -> None:
     problem = replace(INVOLUTIONS[name], dtype=dtype, layouts=(layout,) * 3)
     y, grad_x, _ = check_involution(problem)
