@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -178,6 +179,27 @@ def _involution2d_grad_weight_fake(
     return _empty(x, *_weight_size(x.shape, kernel_size, groups, out))
 
 
+@_fake(f"{NAMESPACE}::involution2d_gradients")
+def _gradients_fake(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    kernel_size: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> tuple[Tensor, Tensor]:
+    op = "involution2d_gradients"
+    _check_alike(op, "x", x, "weight", weight)
+    _check_alike(op, "grad_y", grad_y, "x", x)
+    out = _check_geometry(op, x.shape, kernel_size, stride, padding, dilation, groups)
+    weight_size = _weight_size(x.shape, kernel_size, groups, out)
+    _check_size(op, "weight", weight, weight_size, _WEIGHT)
+    _check_size(op, "grad_y", grad_y, [*x.shape[:2], *out], _OUTPUT)
+    return _empty(grad_y, *x.shape), _empty(x, *weight_size)
+
+
 # --- the plain formulation, on every device without a kernel ----------------------------------------------------------
 
 
@@ -206,9 +228,27 @@ for _name, _function in PLAIN.items():
     LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
 
 
+def _separate(grad_y: Tensor, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    _gradients_fake(grad_y, x, weight, *args, **kwargs)
+    return (
+        _ops.involution2d_grad_x.default(grad_y, weight, x.shape[2], x.shape[3], *args, **kwargs),
+        _ops.involution2d_grad_weight.default(grad_y, x, *args, **kwargs),
+    )
+
+
+# Wherever the CUDA library does not bring its own: the two ops that are there.
+LIBRARY.impl("involution2d_gradients", _separate, "CompositeExplicitAutograd")
+
+
 # --- autograd. The op is trilinear in (x, weight, grad_y), so the three ops are each other's derivatives ---------------
 #
 #   F(x, w, g) = <g, involution2d(x, w)> = <x, grad_x(g, w)> = <w, grad_weight(g, x)>
+
+
+# How backward computes two gradients: "separate", by two kernels, or "joint", by involution2d_gradients, which on CUDA is one
+# kernel for some windows. No GPU has said yet which is faster.
+VARIABLE = "LGLD_INVOLUTION_BACKWARD"
+chosen_backward = os.environ.get(VARIABLE) or "separate"
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -220,6 +260,11 @@ def _involution2d_backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
     args = ctx.arguments
     need_x, need_weight = ctx.needs_input_grad[:2]
+    if chosen_backward not in ("separate", "joint"):
+        raise RuntimeError(f"{VARIABLE} must be separate, joint, or unset, but is {chosen_backward!r}")
+    # The joint op is no one's derivative: where gradients are differentiated again, the separate ones are.
+    if chosen_backward == "joint" and need_x and need_weight and not torch.is_grad_enabled() and not _transforming():
+        return (*_ops.involution2d_gradients.default(grad_y, x, weight, *args), *[None] * 5)
     return (
         grad_x(grad_y, weight, x.shape[2], x.shape[3], *args) if need_x else None,
         grad_weight(grad_y, x, *args) if need_weight else None,

@@ -16,6 +16,9 @@ SCHEMAS = (
     # grad_y, x -> [B, groups*Kh*Kw, Ho, Wo]
     "involution2d_grad_weight(Tensor grad_y, Tensor x, int[2] kernel_size, int[2] stride=1, int[2] padding=0,"
     " int[2] dilation=1, int groups=1) -> Tensor",
+    # grad_y, x, weight -> both gradients, of x and of weight
+    "involution2d_gradients(Tensor grad_y, Tensor x, Tensor weight, int[2] kernel_size, int[2] stride=1, int[2] padding=0,"
+    " int[2] dilation=1, int groups=1) -> (Tensor, Tensor)",
     # x [B, C, H, W], hidden_weight [D, C], hidden_bias [D], span_weight [K*K, D], span_bias [K*K] -> [B, C, H, W]
     "involution_layer(Tensor x, Tensor hidden_weight, Tensor hidden_bias, Tensor span_weight, Tensor span_bias,"
     " int kernel_size) -> Tensor",

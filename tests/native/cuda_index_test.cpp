@@ -270,6 +270,24 @@ void test_tiles(const Involution2dShape& s, Random& random) {
   }
 }
 
+// Both gradients walk as grad_weight does, with a second map of x's geometry in each step.
+void test_gradients_plan(Random& random) {
+  const int64_t height = pick(random, 1, 200), width = pick(random, 1, 400), channels = pick(random, 1, 80);
+  for (const int32_t bytes : {2, 4}) {
+    const TileKernel k = cuda::gradients_kernel_of(bytes);
+    const TilingRequest q{
+        pick(random, 1, 9), 1, channels, height, width, 1, 1, height, width, cuda::copy_bytes(4096, width, bytes), 0, 8, 256};
+    const Tiling t = cuda::plan_tiles(q, k);
+    check(t.lanes * t.thread_rows * t.planes <= k.most_threads, "both gradients: threads");
+    check(t.stage_bytes == 2 * t.planes * t.map.bytes && t.stage_bytes * k.stages <= cuda::kSharedBytes,
+          "both gradients: memory");
+    // The pixel itself, the first of a pair in 16 bits, lies one row and column behind its window's first.
+    const int at = cuda::staged_at(t.map, 0, 0, 0, 0);
+    check(at >= 0 && (k.pixels == 1 || (at % 2 == 1 && (t.map.pitch + at + 1) % 2 == 0)), "both gradients: pairs");
+    check(t.tiles_h * t.thread_rows * t.rows >= height && t.tiles_w * t.lanes * t.pixels >= width, "both gradients: tiles");
+  }
+}
+
 // --- the other walks --------------------------------------------------------------------------------------------------
 
 void test_pixels(Random& random) {
@@ -390,7 +408,7 @@ int run(uint64_t seed, int shapes) {
     for (const int64_t side : {112, 56, 28, 14, 7})
       for (const int64_t stride : {1, 2})
         test_tiles(square(1, 4, 2, side, side, kernel, kernel / 2, kernel / 2, stride), random);
-  for (int n = 0; n < shapes; ++n) test_pixels(random), test_windows(random), test_pieces(random);
+  for (int n = 0; n < shapes; ++n) test_pixels(random), test_windows(random), test_pieces(random), test_gradients_plan(random);
   test_large();
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
   return verdict();

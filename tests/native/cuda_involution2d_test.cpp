@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "cuda_emulation/emulation.h"
 #include "kernels/cuda/involution2d/involution2d.h"
@@ -53,6 +54,8 @@ Results exact_results(const Involution2dShape& s, const Map<E>& x, const Map<E>&
   return e;
 }
 
+int in_one_kernel = 0;  // pairs of gradients that one kernel computed
+
 template <class E>
 void test(const Involution2dShape& s, Layout layout, Dtype dtype, double tolerance, const std::string& name) {
   running(name.c_str());
@@ -79,6 +82,26 @@ void test(const Involution2dShape& s, Layout layout, Dtype dtype, double toleran
     check(y.intact() && grad_x.intact() && grad_weight.intact() && scratch.intact(),
           name + ": memory beside a result was written");
     const Results got{y.values(), grad_x.values(), grad_weight.values()};
+    cuda::Involution2dGradients both{s, dtype, in(grad), in(x), in(weight), {}, {}, nullptr};
+    const Map<E> both_x = x_like(), both_weight = y_like(s.groups * s.taps());
+    both.grad_x = out(both_x), both.grad_weight = out(both_weight);
+    const bool in_one = cuda::has_involution2d_gradients(both);
+    const bool wanted = s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.dilation_h == 1 && s.pad_h == 1 &&
+                        s.pad_w == 1 && layout == Layout::kContiguous && sizeof(E) < 8;
+    check(in_one || !wanted, name + ": both gradients have no kernel");
+    const Guarded both_scratch(static_cast<size_t>(cuda::involution2d_gradients_scratch_bytes(both)), 16, end);
+    both.scratch = both_scratch.data();
+    check((cuda::involution2d_gradients(both, nullptr) == cudaSuccess) == in_one, name + ": the launch of both gradients");
+    if (in_one) {
+      ++in_one_kernel;
+      check(both_x.intact() && both_weight.intact() && both_scratch.intact(),
+            name + ": memory beside both gradients was written");
+      // The same products in the same order as the kernels of one gradient: of grad_x always, of grad_weight where both split
+      // the channels alike.
+      check(same_bits(both_x.values(), got.grad_x), name + ": grad_x of both differs from grad_x");
+      const Results exact = exact_results(s, x, weight, grad);
+      check_close(both_weight.values(), exact.grad_weight, tolerance, name + " grad_weight of both");
+    }
     if (end == Against::kStart) {
       check(same_bits(got.y, first.y) && same_bits(got.grad_x, first.grad_x) && same_bits(got.grad_weight, first.grad_weight),
             name + ": another order of the threads changed bits");
@@ -113,12 +136,25 @@ Involution2dShape random_shape(Random& random) {
   return s;
 }
 
+// Those that both gradients have one kernel for: narrow and wide, channels in slices, and so many images that a block has
+// several side by side.
+std::vector<Involution2dShape> same_shapes() {
+  const auto same = [](int64_t batch, int64_t channels, int64_t groups, int64_t height, int64_t width) {
+    return Involution2dShape{batch, channels, groups, height, width, height, width, 3, 3, 1, 1, 1, 1, 1, 1};
+  };
+  return {same(2, 6, 2, 13, 17),  same(1, 5, 1, 19, 112), same(3, 40, 1, 6, 8),
+          same(1, 34, 2, 3, 150), same(2, 3, 3, 1, 1),    same(800, 2, 1, 2, 3)};
+}
+
 int run(uint64_t seed, int count) {
   report_faults();
   Random random(seed);
-  for (int k = 0; k < count; ++k) {
-    const Involution2dShape s = random_shape(random);
-    const Layout layout = static_cast<Layout>(random() % 3 == 0 ? random() % 3 : random() % 2);
+  const std::vector<Involution2dShape> chosen = same_shapes();
+  for (int k = 0; k < count + static_cast<int>(chosen.size()); ++k) {
+    const bool is_chosen = k < static_cast<int>(chosen.size());
+    const Involution2dShape s = is_chosen ? chosen[static_cast<size_t>(k)] : random_shape(random);
+    const Layout layout =
+        is_chosen ? Layout::kContiguous : static_cast<Layout>(random() % 3 == 0 ? random() % 3 : random() % 2);
     const auto text = [](int64_t v) { return std::to_string(v); };
     const std::string name = "[" + text(s.batch) + "," + text(s.channels) + "," + text(s.height) + "," + text(s.width) +
                              "] groups " + text(s.groups) + " K " + text(s.kernel_h) + " stride " + text(s.stride_h) +
@@ -130,6 +166,7 @@ int run(uint64_t seed, int count) {
     test<Float16>(s, layout, Dtype::kFloat16, 2e-6 + 0x1p-11, name + " float16");
     test<BFloat16>(s, layout, Dtype::kBFloat16, 2e-6 + 0x1p-8, name + " bfloat16");
   }
+  check(in_one_kernel >= 3 * 2 * static_cast<int>(chosen.size()), "both gradients in one kernel");
   std::printf("%d shapes, %lld launches, seed %llu\n", count, static_cast<long long>(emulation::launches()),
               static_cast<unsigned long long>(seed));
   return verdict();

@@ -153,6 +153,49 @@ Choice choose_reduce(const Involution2dParams& p) {
   return choice;
 }
 
+Choice choose_gradients(const Involution2dGradients& p) {
+  const Involution2dShape& s = p.shape;
+  Choice choice{Way::kGeneral, {}, {}, 1};
+  const int bytes = element_bytes(p.dtype);
+  const auto dense = [&](const auto& m, int64_t channels) { return is_dense(m, s.batch, channels, s.height, s.width); };
+  const int64_t maps = s.groups * s.taps();
+  if (!has_gradients_kernel(s, bytes) || !dense(p.x, s.channels) || !dense(p.grad_y, s.channels) || !dense(p.weight, maps) ||
+      !dense(p.grad_x, s.channels) || !dense(p.grad_weight, maps))
+    return choice;
+  const auto copy = [&](const auto& m) { return copy_of(m, s.width, bytes); };
+  const TilingRequest request{s.batch,
+                              s.groups,
+                              s.group_channels(),
+                              s.height,
+                              s.width,
+                              s.pad_h,
+                              s.pad_w,
+                              s.height,
+                              s.width,
+                              copy(p.x) < copy(p.grad_y) ? copy(p.x) : copy(p.grad_y),
+                              0,
+                              ceil_div(s.group_channels(), 2 * kLeastSliceChannels),
+                              kEnoughReduceBlocks};
+  if (!fits(request)) return choice;
+  choice.way = Way::kTiles;
+  choice.tiles = {plan_tiles(request, gradients_kernel_of(bytes)),
+                  p.x.data,
+                  p.grad_y.data,
+                  p.grad_weight.data,
+                  p.scratch,
+                  copy(p.grad_weight) >= 2 * bytes && copy(p.grad_x) >= 2 * bytes,
+                  static_cast<int32_t>(s.height),
+                  static_cast<int32_t>(s.width)};
+  choice.slices = choice.tiles.tiling.slices;
+  return choice;
+}
+
+// Of grad_weight's sums over parts of the channels.
+int64_t scratch_bytes(const Involution2dShape& s, Dtype dtype, int64_t slices) {
+  const int64_t sums = s.batch * s.groups * s.taps() * s.out_height * s.out_width;
+  return slices == 1 ? 0 : slices * sums * (dtype == Dtype::kFloat64 ? 8 : 4);
+}
+
 }  // namespace
 
 cudaError_t involution2d(const Involution2dParams& p, cudaStream_t stream) { return apply(p, false, stream); }
@@ -175,10 +218,26 @@ cudaError_t involution2d_grad_weight(const Involution2dParams& p, cudaStream_t s
 }
 
 int64_t involution2d_scratch_bytes(const Involution2dParams& p) {
-  const Involution2dShape& s = p.shape;
-  const int64_t slices = choose_reduce(p).slices;
-  const int64_t sums = s.batch * s.groups * s.taps() * s.out_height * s.out_width;
-  return slices == 1 ? 0 : slices * sums * (p.dtype == Dtype::kFloat64 ? 8 : 4);
+  return scratch_bytes(p.shape, p.dtype, choose_reduce(p).slices);
+}
+
+bool has_involution2d_gradients(const Involution2dGradients& p) { return choose_gradients(p).way == Way::kTiles; }
+
+int64_t involution2d_gradients_scratch_bytes(const Involution2dGradients& p) {
+  return scratch_bytes(p.shape, p.dtype, choose_gradients(p).slices);
+}
+
+cudaError_t involution2d_gradients(const Involution2dGradients& p, cudaStream_t stream) {
+  const Choice choice = choose_gradients(p);
+  if (choice.way != Way::kTiles) return cudaErrorInvalidValue;
+  const cudaError_t error = with_dtype(p.dtype, [&](auto e) {
+    if constexpr (sizeof(e) == 8)
+      return cudaErrorInvalidValue;  // has_gradients_kernel
+    else
+      return launch_gradients<decltype(e)>(choice.tiles, {p.weight.data, p.grad_x.data}, stream);
+  });
+  if (error != cudaSuccess || choice.slices == 1) return error;
+  return sum_slices({p.shape, p.dtype, p.grad_y, p.x, p.grad_weight, p.scratch}, choice.slices, stream);
 }
 
 }  // namespace lgld::cuda

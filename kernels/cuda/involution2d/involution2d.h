@@ -41,6 +41,20 @@ cudaError_t involution2d(const Involution2dParams& p, cudaStream_t stream);
 cudaError_t involution2d_grad_x(const Involution2dParams& p, cudaStream_t stream);
 cudaError_t involution2d_grad_weight(const Involution2dParams& p, cudaStream_t stream);
 
+struct Involution2dGradients {
+  Involution2dShape shape;
+  Dtype dtype;
+  ConstMap grad_y, x, weight;
+  Map grad_x, grad_weight;
+  void* scratch;  // as above, of involution2d_gradients_scratch_bytes()
+};
+
+// Both gradients in one kernel, which reads grad_y and x once, where there is one: dense NCHW tensors of float or 16-bit
+// elements, K 3, stride and dilation 1, padding 1. cudaErrorInvalidValue elsewhere.
+bool has_involution2d_gradients(const Involution2dGradients& p);
+cudaError_t involution2d_gradients(const Involution2dGradients& p, cudaStream_t stream);
+int64_t involution2d_gradients_scratch_bytes(const Involution2dGradients& p);
+
 // Device memory that grad_weight needs where it splits the sum over channels; `p` is complete but for scratch.
 int64_t involution2d_scratch_bytes(const Involution2dParams& p);
 

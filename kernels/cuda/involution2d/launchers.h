@@ -36,6 +36,12 @@ struct PixelArguments {
   int64_t group_channels;
 };
 
+// What both gradients in one kernel have beside map x, other grad_y and out grad_weight.
+struct GradientArguments {
+  const void* weight;
+  void* grad_x;
+};
+
 struct PixelReduceArguments {
   ConstMap map, gradient;
   Map out;
@@ -53,7 +59,11 @@ cudaError_t launch_apply(int kernel, int stride, bool mirrored, const TileArgume
 template <class E>
 cudaError_t launch_reduce(int kernel, int stride, const TileArguments& a, cudaStream_t stream);
 
-// The same on maps whose channels are neighbours.
+// grad_weight and grad_x on NCHW maps, where has_gradients_kernel; a.out_pairs holds for both. E is not double.
+template <class E>
+cudaError_t launch_gradients(const TileArguments& a, const GradientArguments& g, cudaStream_t stream);
+
+// Forward, grad_x and grad_weight on maps whose channels are neighbours.
 template <class E>
 cudaError_t launch_pixels_apply(int kernel, bool mirrored, const PixelArguments& a, cudaStream_t stream);
 template <class E>

@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
   unsigned char* const shared = shared_memory<unsigned char>();
   const Tiling& t = a.tiling;
   const int tile_threads = t.lanes * t.thread_rows, thread = static_cast<int>(threadIdx.x);
-  Spot spot = find_spot(t, block_number(first), thread);
+  const Spot spot = find_spot(t, block_number(first), thread);
   const int plane = thread / tile_threads;
   const Copier<E> copier(t.map, spot, thread - plane * tile_threads, tile_threads);
   const Copier<E> other_copier(t.other, spot, thread - plane * tile_threads, tile_threads);
@@ -79,34 +79,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
     current = current + 1 < kStages ? current + 1 : 0;
   }
 
-  spot = find_spot(t, block_number(first), hidden_thread());  // found again: the loop has no registers to keep it in
-  if (!spot.real) return;
-  const auto write = [&](auto* out) {
-    using Out = std::remove_reference_t<decltype(*out)>;
-    out += spot.map * kTaps * out_plane + elements(spot.row, t.out_width) + spot.column;
-#pragma unroll
-    for (int o = 0; o < kRows; ++o) {
-      if (spot.row + o >= t.out_height) continue;
-#pragma unroll
-      for (int k = 0; k < kTaps; ++k) {
-        Out* to = out + k * out_plane + elements(o, t.out_width);
-        if constexpr (kPixels == 2 && std::is_same_v<Out, E>) {
-          if (a.out_pairs && spot.column < t.out_width) {
-            const Compute<E> pair[2] = {sum[o][0][k], sum[o][1][k]};
-            store(to, pair);
-            continue;
-          }
-        }
-#pragma unroll
-        for (int x = 0; x < kPixels; ++x)
-          if (spot.column + x < t.out_width) to[x] = narrow<Out>(sum[o][x][k]);
-      }
-    }
-  };
-  if (t.slices == 1)
-    write(static_cast<E*>(a.out));
-  else
-    write(static_cast<Compute<E>*>(a.partial) + spot.slice * (t.units / t.slices) * kTaps * out_plane);
+  // Found again: the loop has no registers to keep it in.
+  write_sums<E, kRows, kPixels, kTaps>(a, find_spot(t, block_number(first), hidden_thread()), sum);
 }
 
 template <class E, int kKernel, int kStride, bool kOdd>

@@ -103,4 +103,57 @@ struct Place {
                a.tiling.lanes * a.tiling.thread_rows) {}
 };
 
+// A thread's part of a channel of the result, of which `rows` rows exist, and of the last column `second`.
+template <class E, int kRows, int kColumns>
+__device__ __forceinline__ void write_rows(E* to, const Compute<E> (&value)[kRows][kColumns], int rows, bool second, int width,
+                                           bool pairs) {
+#pragma unroll
+  for (int o = 0; o < kRows; ++o) {
+    if (o < rows) {
+      if (kColumns == 2 && pairs) {
+        store(to, value[o]);
+      } else {
+        to[0] = narrow<E>(value[o][0]);
+        if (kColumns == 2 && second) to[1] = narrow<E>(value[o][kColumns - 1]);
+      }
+    }
+    to += width;
+  }
+}
+
+// A thread's sums of grad_weight: to a.out, or its slice's part of a.partial where there are several.
+template <class E, int kRows, int kPixels, int kTaps>
+__device__ __forceinline__ void write_sums(const TileArguments& a, const Spot& spot,
+                                           const Compute<E> (&sum)[kRows][kPixels][kTaps]) {
+  if (!spot.real) return;
+  const Tiling& t = a.tiling;
+  const int64_t out_plane = elements(t.out_height, t.out_width);
+  const auto write = [&](auto* out) {
+    using Out = std::remove_reference_t<decltype(*out)>;
+    out += spot.map * kTaps * out_plane + elements(spot.row, t.out_width) + spot.column;
+#pragma unroll
+    for (int o = 0; o < kRows; ++o) {
+      if (spot.row + o >= t.out_height) continue;
+#pragma unroll
+      for (int k = 0; k < kTaps; ++k) {
+        Out* to = out + k * out_plane + elements(o, t.out_width);
+        if constexpr (kPixels == 2 && std::is_same_v<Out, E>) {
+          if (a.out_pairs && spot.column < t.out_width) {
+            const Compute<E> pair[2] = {sum[o][0][k], sum[o][1][k]};
+            store(to, pair);
+            continue;
+          }
+        }
+#pragma unroll
+        for (int x = 0; x < kPixels; ++x)
+          if (spot.column + x < t.out_width) to[x] = narrow<Out>(sum[o][x][k]);
+      }
+    }
+  };
+  if (t.slices == 1)
+    write(static_cast<E*>(a.out));
+  else
+    write(static_cast<Compute<E>*>(a.partial) + spot.slice * (t.units / t.slices) * kTaps * out_plane);
+}
+
 }  // namespace lgld::cuda

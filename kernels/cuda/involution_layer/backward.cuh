@@ -36,8 +36,8 @@ struct alignas(16) BackwardShared {
 };
 
 // add(i, j, sum of left[i] right[j]) over the block's pixels for i < kFewHidden and all j < count, each in one thread that is
-// always the same; add(i, -1, sum of left[i]) where `alone`. The threads have put their pixels' left
-// into `values`, and right(begin, rows, lane) puts the kFewHidden of right from `begin` on into rows[.][lane].
+// always the same; add(i, -1, sum of left[i]) where `alone`. The threads have put their pixels' left into `values`, and
+// right(begin, rows, lane) puts the kFewHidden of right from `begin` on into rows[.][lane].
 //
 // A lane has kFewHidden^2 / 32 of the products: in float 2 x 4, for which it reads 6 vectors for 32 multiply-adds.
 template <class T, int kCount = kFewHidden<T>, class Right, class Add>
@@ -214,7 +214,7 @@ __device__ __forceinline__ void layer_backward(const BackwardCall& f) {
 #pragma unroll
           for (int t = 0; t < kTaps; ++t) grad_h[e] = fma(s.span[t][e], grad_k[t], grad_h[e]);
           const T h = s.hidden[e][Around::own(thread)], q = sigmoid(h);
-          grad_h[e] = real ? grad_h[e] * (q * (1 + h * (1 - q))) : T(0);
+          grad_h[e] = real && d + e < p.hidden ? grad_h[e] * (q * (1 + h * (1 - q))) : T(0);
           mine.left[e][lane] = grad_h[e];
           if (!few && d + e < p.hidden) scratch[(d + e) * kBackwardThreads] = grad_h[e];
         }
