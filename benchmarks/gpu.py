@@ -1,7 +1,7 @@
 """Times the GPU kernels against the device's own copy bandwidth: CUDA, Triton, naive, eager unfold and torch.compile of it.
 
-The layer with its kernel generator is also measured composed, of convolutions and the involution's kernels: whether the fused
-kernels win, forward and backward each. TF32 is off for it, so that both compute the same.
+What can be had in another way is measured in both: the layer with its kernel generator composed of convolutions and the
+involution's kernels (TF32 is off, so that both compute the same), and an involution's two gradients, K 3, in one kernel.
 
 `python benchmarks/gpu.py --out FOLDER` writes gpu.json and gpu.csv and prints a short table last. Each backend runs in a
 process of its own (LGLD_GPU_BACKEND is read at import) that measures a copy too: a share of bandwidth comes from one process.
@@ -88,7 +88,15 @@ def cases() -> list[Case]:
                     found.append(Case("mixer eval", work, dtype, channels_last, 64, 64, 224))
                     found.append(Case("mixer training", work, dtype, channels_last, 64, 64, 224))
     # RedNet-50's: 16 channels a group, K 7; each later stage begins with stride 2.
-    for channels, size, stride in ((64, 56, 1), (128, 28, 1), (256, 14, 1), (512, 7, 1), (128, 56, 2), (256, 28, 2), (512, 14, 2)):
+    for channels, size, stride in (
+        (64, 56, 1),
+        (128, 28, 1),
+        (256, 14, 1),
+        (512, 7, 1),
+        (128, 56, 2),
+        (256, 28, 2),
+        (512, 14, 2),
+    ):
         for dtype in ("float32", "float16"):
             for work in ("forward", "backward"):
                 shape = f"rednet{size}" + ("s2" if stride == 2 else "")
@@ -218,6 +226,13 @@ def ours(case: Case) -> Run:
     )
 
 
+def joint(case: Case) -> Run:
+    """An involution's two gradients by one kernel."""
+    op: Any = torch.ops.lgld_ops.involution2d_gradients.default
+    window = ([case.kernel] * 2, [case.stride] * 2, [case.kernel // 2] * 2, [1, 1], case.groups)
+    return lambda t: op(t["g"], t["x"], t["w"], *window)
+
+
 def composed(case: Case) -> Run:
     """The layer of torch's convolutions and the involution's own kernels: what autograd runs unless it is told otherwise."""
     from lgld_ops.ops import layer
@@ -320,6 +335,8 @@ def contestants(worker: str, case: Case) -> dict[str, Callable[[], Run]]:
             return {}  # Triton's backward of the layer is composed
         if worker == "cuda" and case.name == "layer":
             found["composed"] = lambda: composed(case)
+        elif worker == "cuda" and case.name == "lgld" and case.work == "backward":
+            found["joint"] = lambda: joint(case)
         elif worker == "cuda" and case.work == "forward" and not case.name.startswith("mixer"):
             found["naive"] = lambda: naive(case)
         return found
@@ -391,8 +408,11 @@ def machine() -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """A line for each case: share of copy bandwidth of ours, and how many times faster than each other."""
-    names = f"{'triton':>7} {'naive':>7} {'composed':>8} {'eager':>7} {'compile':>8}"
+    """A line for each case: share of copy bandwidth of ours, and how many times as long each other takes.
+
+    `other` is the layer composed, or both gradients in one kernel.
+    """
+    names = f"{'triton':>7} {'naive':>7} {'other':>8} {'eager':>7} {'compile':>8}"
     lines = [f"{'case':42} {'ms':>8} {'% copy':>7} {names}   times as long as CUDA"]
     grouped: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for r in records:
@@ -405,7 +425,8 @@ def table(records: list[dict[str, Any]]) -> str:
             lines.append(f"{label:42} {mine.get('failed', mine.get('skipped', 'not measured'))[:80]}")
             continue
         cells = []
-        for other, width in (("triton", 7), ("naive", 7), ("composed", 8), ("eager", 7), ("torch.compile", 8)):
+        by["other"] = by.get("composed", by.get("joint", {}))
+        for other, width in (("triton", 7), ("naive", 7), ("other", 8), ("eager", 7), ("torch.compile", 8)):
             r = by.get(other, {})
             text = f"{r['seconds'] / mine['seconds']:.2f}" if "seconds" in r else "failed" if "failed" in r else "-"
             cells.append(f"{text:>{width}}")

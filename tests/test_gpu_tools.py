@@ -139,6 +139,23 @@ def test_benchmark_compares_the_layer_both_ways(gpu_benchmark: ModuleType, work:
         assert gpu_benchmark.check(case, make(), given) < 1e-13
 
 
+def test_benchmark_compares_both_gradients_in_one_kernel(gpu_benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randn", functools.partial(on_the_cpu, torch.randn))
+    case = gpu_benchmark.Case("lgld", "backward", "float64", False, 2, 8, 6)
+    given = gpu_benchmark.tensors(case, 1)[0]
+    assert {"cuda", "joint"} == gpu_benchmark.contestants("cuda", case).keys()
+    for make in gpu_benchmark.contestants("cuda", case).values():
+        assert gpu_benchmark.check(case, make(), given) < 1e-13
+
+
+def test_benchmark_table_names_the_other_way(gpu_benchmark: ModuleType) -> None:
+    record = {"name": "layer", "dtype": "float32", "channels_last": False, "work": "backward", "share_of_copy": 0.5}
+    line = gpu_benchmark.table(
+        [record | {"contestant": "cuda", "seconds": 1e-3}, record | {"contestant": "composed", "seconds": 3e-3}]
+    ).splitlines()[1]
+    assert line.split() == ["layer", "float32", "backward", "1.0000", "50.0", "-", "-", "3.00", "-", "-"]
+
+
 def on_the_cpu(random: Callable[..., torch.Tensor], *shape: int, device: str) -> torch.Tensor:
     assert device == "cuda"
     return random(*shape)

@@ -59,6 +59,20 @@ def involutions() -> int:
                 wrong += 1
                 repeats = torch.equal(found, again)
                 print(f"{name} {shape} {dtype} channels_last={channels_last}: error {error:.2e}, repeats {repeats}")
+    # Both gradients in one kernel, with channels in slices and several images side by side.
+    for dtype, size in itertools.product(TOLERANCE, ((2, 6, 13, 17), (3, 40, 6, 8))):
+        batch, channels, height, width = size
+        torch.manual_seed(0)
+        x, g, w = (torch.randn(batch, c, height, width, dtype=torch.float64).to(dtype) for c in (channels, channels, 9))
+        op = torch.ops.lgld_ops.involution2d_gradients.default
+        expected, found, again = (
+            op(*(t.to(kind) for t in (g, x, w)), [3, 3], [1, 1], [1, 1]) for kind in (torch.float64, "cuda", "cuda")
+        )
+        for index in range(2):
+            error, repeats = difference(found[index], expected[index]), torch.equal(found[index], again[index])
+            if error > TOLERANCE[dtype] or not repeats:
+                wrong += 1
+                print(f"involution2d_gradients {size} {dtype}, result {index}: error {error:.2e}, repeats {repeats}")
     return wrong
 
 

@@ -69,6 +69,7 @@ def passes() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "involution2d": (ops.involution2d, (x, weight, *problem.arguments)),
         "involution2d_grad_x": (ops.involution2d_grad_x, (grad, weight, 20, 23, *problem.arguments)),
         "involution2d_grad_weight": (ops.involution2d_grad_weight, (grad, x, *problem.arguments)),
+        "involution2d_gradients": (ops.involution2d_gradients, (grad, x, weight, *problem.arguments)),
         "involution_layer": (ops.involution_layer, (*layer, 3)),
         "involution_layer_backward": (ops.involution_layer_backward, (layer[0].flip(0), *layer, 3)),
         "fourier_feature_mixer": (ops.fourier_feature_mixer, (*mixed, True)),
@@ -78,7 +79,7 @@ def passes() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
 
 
 PASSES = (
-    "involution2d", "involution2d_grad_x", "involution2d_grad_weight", "involution_layer",
+    "involution2d", "involution2d_grad_x", "involution2d_grad_weight", "involution2d_gradients", "involution_layer",
     "involution_layer_backward", "fourier_feature_mixer", "fourier_feature_mixer_inference", "fourier_feature_mixer_backward",
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import mixer_oracle
+import oracle
 import pytest
 import torch
 from device import NEEDS_GPU, check_involution, check_mixer, need_memory, to_gpu
@@ -53,7 +54,9 @@ def cases(names: Iterable[str], every: tuple[str, ...]) -> list[Any]:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("name", "dtype"), cases(INVOLUTIONS, ("lgldnet", "rednet_stride", "rednet_stage", "stride_3", "even_window")))
+@pytest.mark.parametrize(
+    ("name", "dtype"), cases(INVOLUTIONS, ("lgldnet", "rednet_stride", "rednet_stage", "stride_3", "even_window"))
+)
 def test_involution(name: str, dtype: torch.dtype, layout: str) -> None:
     problem = replace(INVOLUTIONS[name], dtype=dtype, layouts=(layout,) * 3)
     y, grad_x, _ = check_involution(problem)
@@ -68,6 +71,19 @@ def test_involution_of_views(which: int, layout: str) -> None:
     layouts = tuple(layout if i == which else "contiguous" for i in range(3))
     for name in ("five", "rednet_stride"):
         check_involution(replace(INVOLUTIONS[name], layouts=layouts))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["lgldnet", "narrow", "wide", "rednet_7"])
+def test_both_gradients_of_an_involution(name: str, dtype: torch.dtype) -> None:
+    """One kernel or two: the same products of grad_x in the same order, and grad_weight as exact."""
+    problem = replace((INVOLUTIONS | {"narrow": Problem(3, 40, 6, 8)})[name], dtype=dtype)
+    operands = problem.operands()
+    x, weight, grad_y = map(to_gpu, operands)
+    y = lgld_ops.involution2d(x, weight, *problem.arguments)
+    found = torch.ops.lgld_ops.involution2d_gradients(grad_y, x, weight, *problem.arguments)
+    assert torch.equal(found[0], torch.ops.lgld_ops.involution2d_grad_x(grad_y, weight, *x.shape[2:], *problem.arguments))
+    oracle.assert_like_reference(tuple(t.cpu() for t in (y, *found)), problem, operands)
 
 
 @settings(max_examples=15)
