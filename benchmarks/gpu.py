@@ -191,6 +191,7 @@ def mixer_arguments(case: Case) -> tuple[Any, ...]:
     return weight, bias, real, imag, gain + 1, shift, mean, variance, case.name == "mixer training", 1e-5, 2
 
 
+@functools.cache
 def layer_parameters(case: Case) -> list[Tensor]:
     """Hidden weight and bias, span weight and bias, with a quarter of the channels between them, as LGLD-Net has."""
     torch.manual_seed(1)
@@ -271,7 +272,7 @@ def operands(case: Case, t: dict[str, Tensor]) -> list[Tensor]:
 
 def expected_of(case: Case, t: dict[str, Tensor]) -> list[Tensor]:
     """Result, or gradients of all operands, in float64."""
-    inputs = [v.double().requires_grad_(case.work == "backward") for v in operands(case, t)]
+    inputs = [v.detach().double().requires_grad_(case.work == "backward") for v in operands(case, t)]
     y = formulation(case)(*inputs)
     return [y] if case.work == "forward" else list(torch.autograd.grad(y, inputs, t["g"].double()))
 
