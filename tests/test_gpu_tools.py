@@ -14,6 +14,8 @@ from types import ModuleType
 import pytest
 import torch
 
+import lgld_ops  # noqa: F401  (the ops that the benchmark calls)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 PTXAS = """
