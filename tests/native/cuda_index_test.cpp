@@ -88,13 +88,14 @@ Launch make_launch(const Involution2dShape& s, bool reduces, bool mirrored, int3
 }
 
 // What a block's threads copy of one plane. Shared memory starts as NaN: what nothing was copied to can't be read unnoticed.
-void copy_plane(const Launch& l, const Staged& s, const Spot& spot, const Values& from, int64_t plane_start, double* staged) {
+void copy_plane(const Launch& l, const Staged& s, int32_t stride, const Spot& spot, const Values& from, int64_t plane_start,
+                double* staged) {
   const int threads = l.tiling.lanes * l.tiling.thread_rows;
   const int64_t plane = int64_t{s.height} * s.width, room = s.bytes / l.element_bytes;
   bool inside = true, aligned = true;
   for (int thread = 0; thread < threads; ++thread) {
     for (int n = thread; n < s.rows * s.vectors; n += threads) {
-      const cuda::Copy c = cuda::find_copy(s, spot.tile_row, spot.tile_column, n);
+      const cuda::Copy c = cuda::find_copy(s, stride, spot.tile_row, spot.tile_column, n);
       inside = inside && c.shared >= 0 && c.shared + s.vector <= room && c.global + (c.global < 0 ? 0 : s.vector) <= plane;
       aligned = aligned && c.shared % s.vector == 0 &&
                 (c.global < 0 || (l.skew + (plane_start + c.global) * l.element_bytes) % (s.vector * l.element_bytes) == 0);
@@ -149,8 +150,9 @@ Values emulate(const Launch& l, const Values& a, const Values& b, int64_t result
         const Spot& s = spots[static_cast<size_t>(plane * tile_threads)];
         if (n >= s.channels) continue;
         const int64_t channel = s.map * t.group_channels + int64_t{s.slice} * t.slice_channels + n;
-        copy_plane(l, t.map, s, a, channel * map_plane, staged.data() + plane * room);
-        if (l.reduces) copy_plane(l, t.other, s, b, channel * out_plane, staged.data() + t.planes * room + plane * other_room);
+        copy_plane(l, t.map, l.kernel.stride, s, a, channel * map_plane, staged.data() + plane * room);
+        if (l.reduces)
+          copy_plane(l, t.other, 1, s, b, channel * out_plane, staged.data() + t.planes * room + plane * other_room);
       }
       for (int thread = 0; thread < all_threads; ++thread) {
         const Spot& s = spots[static_cast<size_t>(thread)];
@@ -159,8 +161,8 @@ Values emulate(const Launch& l, const Values& a, const Values& b, int64_t result
         const double* mine = staged.data() + plane * room;
         const double* other = staged.data() + t.planes * room + plane * other_room;
         const int64_t channel = s.map * t.group_channels + int64_t{s.slice} * t.slice_channels + n;
-        const int at = cuda::staged_at(t.map, s.tile_row, s.tile_column, s.row, s.column);
-        const int other_at = l.reduces ? cuda::staged_at(t.other, s.tile_row, s.tile_column, s.row, s.column) : 0;
+        const int at = cuda::staged_at(t.map, l.kernel.stride, s.tile_row, s.tile_column, s.row, s.column);
+        const int other_at = l.reduces ? cuda::staged_at(t.other, 1, s.tile_row, s.tile_column, s.row, s.column) : 0;
         // 16-bit kernels read words of two elements: which half comes first must be what the launcher says.
         const bool pairs = t.pixels == 2 || step == 2, odd = pairs && (l.columns.origin % 2 + 2) % 2 == 1;
         check(step == 1 || odd, l.name + ": what has_tile_kernel takes has odd padding");
@@ -282,7 +284,7 @@ void test_gradients_plan(Random& random) {
     check(t.stage_bytes == 2 * t.planes * t.map.bytes && t.stage_bytes * k.stages <= cuda::kSharedBytes,
           "both gradients: memory");
     // The pixel itself, the first of a pair in 16 bits, lies one row and column behind its window's first.
-    const int at = cuda::staged_at(t.map, 0, 0, 0, 0);
+    const int at = cuda::staged_at(t.map, 1, 0, 0, 0, 0);
     check(at >= 0 && (k.pixels == 1 || (at % 2 == 1 && (t.map.pitch + at + 1) % 2 == 0)), "both gradients: pairs");
     check(t.tiles_h * t.thread_rows * t.rows >= height && t.tiles_w * t.lanes * t.pixels >= width, "both gradients: tiles");
   }

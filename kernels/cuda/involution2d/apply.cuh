@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) apply_kernel(const __grid_con
   const int64_t map_plane = elements(t.map.height, t.map.width);
   // Three times the thread finds its place: before, for and behind the weights, which need most registers.
   {
-    const Place<E> place(a, block_number(first), hidden_thread());
+    const Place<E, kStep> place(a, block_number(first), hidden_thread());
     const E* from = place.map;
     E* staged = reinterpret_cast<E*>(shared) + place.plane * (t.map.bytes / kSize);
 #pragma unroll 1
@@ -36,11 +36,11 @@ __global__ void __launch_bounds__(kMostThreads, 2) apply_kernel(const __grid_con
   else
     weights.load_own(t, a.other, find_spot(t, block_number(first), hidden_thread()));
 
-  const Place<E> place(a, block_number(first), hidden_thread());
+  const Place<E, kStep> place(a, block_number(first), hidden_thread());
   const Spot& spot = place.spot;
-  const Copier<E>& copier = place.copier;
+  const Copier<E, kStep>& copier = place.copier;
   E* const staged = reinterpret_cast<E*>(shared) + place.plane * (t.map.bytes / kSize);
-  const int at = staged_at(t.map, spot.tile_row, spot.tile_column, spot.row, spot.column);
+  const int at = staged_at(t.map, kStep, spot.tile_row, spot.tile_column, spot.row, spot.column);
   const int64_t out_plane = elements(a.height, a.width);
   const int row = spot.row * kParts, column = spot.column * kParts;
   E* out = static_cast<E*>(a.out) + place.channel * out_plane + elements(row, a.width) + column;

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
   const int64_t plane = elements(t.map.height, t.map.width);  // of all maps and of the results
   // As in apply_kernel, the thread finds its place anew around the weights.
   {
-    const Place<E> place(a, block_number(first), hidden_thread());
+    const Place<E, 1> place(a, block_number(first), hidden_thread());
     const E* gradient = static_cast<const E*>(a.other) + place.channel * plane;
     const E* from = place.map;
     E* staged = reinterpret_cast<E*>(shared) + place.plane * plane_elements;
@@ -35,10 +35,10 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
   Weights<E, kKernel, kRows, kPixels> weights;
   weights.load_mirrored(t, g.weight, find_spot(t, block_number(first), hidden_thread()));
 
-  const Place<E> place(a, block_number(first), hidden_thread());
+  const Place<E, 1> place(a, block_number(first), hidden_thread());
   const Spot& spot = place.spot;
   E* const staged = reinterpret_cast<E*>(shared) + place.plane * plane_elements;
-  const int at = staged_at(t.map, spot.tile_row, spot.tile_column, spot.row, spot.column);
+  const int at = staged_at(t.map, 1, spot.tile_row, spot.tile_column, spot.row, spot.column);
   E* out = static_cast<E*>(g.grad_x) + place.channel * plane + elements(spot.row, t.out_width) + spot.column;
   const int rows = spot.column < t.out_width ? t.out_height - spot.row : 0;  // of this thread that exist
   const bool second = spot.column + 1 < t.out_width;

@@ -29,7 +29,6 @@ namespace lgld::cuda {
 struct Staged {
   int32_t height, width;       // of the map
   int32_t origin_h, origin_w;  // stride * the tile's first output minus the first row and column that it needs
-  int32_t stride;              // of the map's rows and columns from one output to the next
   int32_t vector;              // elements a copy moves: all of them in the map, or none
   int32_t align;               // what divides the number of the first staged column
   int32_t rows, vectors;       // copies are rows x vectors
@@ -134,7 +133,6 @@ constexpr int32_t copy_bytes(uint64_t address, int64_t width, int32_t element_by
 constexpr Staged stage(int64_t height, int64_t width, int64_t origin_h, int64_t origin_w, int32_t columns, int32_t rows,
                        int32_t window, int32_t stride, int32_t pixels, int32_t element_bytes, int32_t bytes_a_copy) {
   Staged s{};
-  s.stride = stride;
   s.height = static_cast<int32_t>(height), s.width = static_cast<int32_t>(width);
   s.origin_h = static_cast<int32_t>(origin_h), s.origin_w = static_cast<int32_t>(origin_w);
   s.vector = bytes_a_copy / element_bytes;
@@ -245,15 +243,17 @@ LGLD_INDEX Spot find_spot(const Tiling& t, int64_t block, int32_t thread) {
   return s;
 }
 
-// The first staged column; a multiple of s.align.
-LGLD_INDEX int32_t staged_column(const Staged& s, int32_t tile_column) {
-  return static_cast<int32_t>(floor_to(int64_t{tile_column} * s.stride - s.origin_w, s.align));
+// The first staged column; a multiple of s.align. `stride` here and below: of the map's rows and columns from one output to the
+// next, which kernels know when they are compiled.
+LGLD_INDEX int32_t staged_column(const Staged& s, int32_t stride, int32_t tile_column) {
+  return static_cast<int32_t>(floor_to(int64_t{tile_column} * stride - s.origin_w, s.align));
 }
 
 // Element of the staged plane under the window of the output at `row`, `column` of the map; odd only where origin_w is, since
 // tiles and alignments are multiples of `pixels`.
-LGLD_INDEX int32_t staged_at(const Staged& s, int32_t tile_row, int32_t tile_column, int32_t row, int32_t column) {
-  return (row - tile_row) * s.stride * s.pitch + column * s.stride - s.origin_w - staged_column(s, tile_column);
+LGLD_INDEX int32_t staged_at(const Staged& s, int32_t stride, int32_t tile_row, int32_t tile_column, int32_t row,
+                             int32_t column) {
+  return (row - tile_row) * stride * s.pitch + column * stride - s.origin_w - staged_column(s, stride, tile_column);
 }
 
 // One copy of a plane, in elements from the start of the staged and of the whole plane.
@@ -263,9 +263,9 @@ struct Copy {
 };
 
 // Copy number n of s.rows * s.vectors.
-LGLD_INDEX Copy find_copy(const Staged& s, int32_t tile_row, int32_t tile_column, int32_t n) {
+LGLD_INDEX Copy find_copy(const Staged& s, int32_t stride, int32_t tile_row, int32_t tile_column, int32_t n) {
   const int32_t row = n / s.vectors, vector = n - row * s.vectors;
-  const int32_t i = tile_row * s.stride - s.origin_h + row, j = staged_column(s, tile_column) + vector * s.vector;
+  const int32_t i = tile_row * stride - s.origin_h + row, j = staged_column(s, stride, tile_column) + vector * s.vector;
   const bool real = i >= 0 && i < s.height && j >= 0 && j < s.width;
   return {real ? i * s.width + j : -1, row * s.pitch + vector * s.vector};
 }

@@ -16,8 +16,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
   const int tile_threads = t.lanes * t.thread_rows, thread = static_cast<int>(threadIdx.x);
   const Spot spot = find_spot(t, block_number(first), thread);
   const int plane = thread / tile_threads;
-  const Copier<E> copier(t.map, spot, thread - plane * tile_threads, tile_threads);
-  const Copier<E> other_copier(t.other, spot, thread - plane * tile_threads, tile_threads);
+  const Copier<E, kStride> copier(t.map, spot, thread - plane * tile_threads, tile_threads);
+  const Copier<E, 1> other_copier(t.other, spot, thread - plane * tile_threads, tile_threads);
 
   constexpr int kSize = sizeof(E);
   const int64_t map_plane = elements(t.map.height, t.map.width), out_plane = elements(t.out_height, t.out_width);
@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
   const int stage_elements = t.stage_bytes / kSize;
   E* const staged = reinterpret_cast<E*>(shared) + plane * (t.map.bytes / kSize);
   E* const other_staged = reinterpret_cast<E*>(shared) + (t.planes * t.map.bytes + plane * t.other.bytes) / kSize;
-  const int at = staged_at(t.map, spot.tile_row, spot.tile_column, spot.row, spot.column);
-  const int other_at = staged_at(t.other, spot.tile_row, spot.tile_column, spot.row, spot.column);
+  const int at = staged_at(t.map, kStride, spot.tile_row, spot.tile_column, spot.row, spot.column);
+  const int other_at = staged_at(t.other, 1, spot.tile_row, spot.tile_column, spot.row, spot.column);
 
 #pragma unroll
   for (int n = 0; n < kStages - 1; ++n) {

@@ -10,7 +10,7 @@ namespace lgld::cuda {
 
 // A thread's share of the copies of a staged plane. The first few are found once, the plane's rest (narrow maps, whose rows
 // allow short copies alone) on each step.
-template <class E>
+template <class E, int kStride>
 class Copier {
   static constexpr int kOwn = 3;
 
@@ -20,7 +20,7 @@ class Copier {
 #pragma unroll
     for (int k = 0; k < kOwn; ++k) {
       const int copy = thread + k * threads;
-      own_[k] = find_copy(s, spot.tile_row, spot.tile_column, copy);
+      own_[k] = find_copy(s, kStride, spot.tile_row, spot.tile_column, copy);
       if (copy >= s.rows * s.vectors) own_[k].shared = -1;
     }
   }
@@ -43,7 +43,7 @@ class Copier {
       for (int k = 0; k < kOwn; ++k)
         if (own_[k].shared >= 0) copy<kBytes>(to, plane, own_[k]);
       for (int n = thread_ + kOwn * threads_; n < s.rows * s.vectors; n += threads_)
-        copy<kBytes>(to, plane, find_copy(s, tile_row_, tile_column_, n));
+        copy<kBytes>(to, plane, find_copy(s, kStride, tile_row_, tile_column_, n));
     }
   }
 
@@ -86,13 +86,13 @@ __device__ __forceinline__ void read_staged(const E* p, Compute<E> (&to)[kCount]
 __host__ __device__ constexpr int64_t elements(int64_t height, int64_t width) { return height * width; }
 
 // Where a thread works and what it copies.
-template <class E>
+template <class E, int kStride>
 struct Place {
   Spot spot;
   int plane;        // of the block's
   int64_t channel;  // image * channels + the slice's first
   const E* map;     // that channel's plane
-  Copier<E> copier;
+  Copier<E, kStride> copier;
 
   __device__ __forceinline__ Place(const TileArguments& a, int64_t block, int thread)
       : spot(find_spot(a.tiling, block, thread)),
