@@ -14,6 +14,7 @@ from mixer_oracle import DTYPES, Mixing, assert_exact_enough, mixings, with_grad
 from oracle import LAYOUTS
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jvp, vmap
+from torch.overrides import TorchFunctionMode
 
 import lgld_ops
 from lgld_ops.ops import plain_ffm
@@ -356,3 +357,20 @@ def test_python_and_the_dispatcher_lead_to_one_derivative(training: bool) -> Non
     (direct, ours), (registered, expected) = found
     assert direct != registered
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def test_a_mode_that_replaces_the_op_is_differentiated() -> None:
+    class Doubled(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is ops.fourier_feature_mixer.default:
+                y, mean, var = plain_ffm.fourier_feature_mixer(*args, **(kwargs or {}))
+                return 2 * y, mean, var
+            return function(*args, **(kwargs or {}))
+
+    x = X.double().requires_grad_()
+    arguments = (*(p.double() for p in PARAMETERS), None, None, True)
+    with Doubled():
+        y = mixer(x, *arguments)[0]
+    (found,) = torch.autograd.grad(y.sum(), x)
+    (expected,) = torch.autograd.grad(2 * mixer(x, *arguments)[0].sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

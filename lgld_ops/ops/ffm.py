@@ -215,7 +215,7 @@ def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Any, ...]:
 torch.library.register_autograd(_NAME, _backward, setup_context=_save)
 
 
-class _Direct(torch.autograd.Function):
+class FourierFeatureMixer(torch.autograd.Function):
     """The same derivative where Python itself calls the op: from there to the registered one, which is Python too, the
     dispatcher's way takes 50 us more on each call."""
 
@@ -230,8 +230,10 @@ class _Direct(torch.autograd.Function):
 
 
 def _is_direct(operands: tuple[Any, ...]) -> bool:
-    """Whether nobody stands between Python and the op who wants to see it called: no compiler, tracer, autocast or subclass."""
+    """Whether nobody stands between Python and the op who wants to see it called: no compiler, tracer, autocast, mode or
+    subclass."""
     plain = all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in operands)
+    plain = plain and not torch._C._len_torch_function_stack()
     eager = not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None
     if not (plain and eager and torch.is_grad_enabled()):
         return False
@@ -299,8 +301,8 @@ def fourier_feature_mixer(
         _check_arguments("fourier_feature_mixer", x, *args)
         with torch.autocast(x.device.type, enabled=False):
             return plain_ffm.fourier_feature_mixer(x if narrow is None else x.to(narrow), *args)
-    if _is_direct((x, *args[:_PARAMETERS])):
-        return _Direct.apply(x, *args)  # type: ignore[no-any-return, no-untyped-call]
+    if _is_direct((x, *args[: _PARAMETERS + 2])):
+        return FourierFeatureMixer.apply(x, *args)  # type: ignore[no-any-return, no-untyped-call]
     return _ops.fourier_feature_mixer.default(x, *args)  # type: ignore[no-any-return]
 
 

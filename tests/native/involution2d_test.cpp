@@ -439,17 +439,25 @@ int run(uint64_t seed, int random_shapes) {
     test_shape<Float16>(s, random);
     test_shape<BFloat16>(s, random);
   }
+  const auto every_dtype = [&](const Involution2dShape& s, View view) {
+    test_shape<float>(s, random, &view);
+    test_shape<double>(s, random, &view);
+    test_shape<Float16>(s, random, &view);
+    test_shape<BFloat16>(s, random, &view);
+  };
   // Groups of several vectors of neighbouring channels have kernels of their own, and so have maps of up to a vector of
   // columns, whose 16-bit weights are widened once for several blocks of channels.
   for (const View view : {View::kChannelsLast, View::kContiguous})
     for (const int64_t k : {3, 5, 7})
-      for (const int64_t width : {1, 7, 14, 19}) {
-        const Involution2dShape s{1, 134, 2, 5, width, 5, width, k, k, 1, 1, k / 2, k / 2, 1, 1};
-        test_shape<float>(s, random, &view);
-        test_shape<double>(s, random, &view);
-        test_shape<Float16>(s, random, &view);
-        test_shape<BFloat16>(s, random, &view);
-      }
+      for (const int64_t width : {1, 7, 14, 19})
+        every_dtype({1, 134, 2, 5, width, 5, width, k, k, 1, 1, k / 2, k / 2, 1, 1}, view);
+  // Few neighbouring channels a group: lanes are taps of two pixels, 8 columns apart, 1 to 3 rows at a time.
+  for (const int64_t k : {5, 7})
+    for (const int64_t width : {4, 14, 27})
+      for (const int64_t rows : {1, 5})
+        every_dtype({1, 10, 2, rows, width, rows, width, k, k, 1, 1, k / 2, k / 2, 1, 1}, View::kChannelsLast);
+  // More channels a group than 16-bit gradients of the weights are summed of in one go.
+  every_dtype({1, 130, 1, 3, 18, 3, 18, 5, 5, 1, 1, 2, 2, 1, 1}, View::kContiguous);
   // Rows of whole cache lines, several tiles side by side: windows from aligned loads, masked at the border alone.
   const View contiguous = View::kContiguous;
   for (const int64_t width : {48, 64}) {

@@ -71,6 +71,7 @@ struct Involution2dPlan {
   bool channels_last;                   // forward and grad_x: the kernels whose vectors are channels
   bool sums_lanes;                      // grad_weight: the same
   bool sums_rows;                       // grad_weight: vectors are rows of taps
+  bool sums_whole;                      // grad_weight: all channels of a group are summed in one go, and rounded once
   bool dense;                           // stride 1, dilation 1, K in {3, 5, 7}: the unrolled kernels
   bool direct;                          // dense, and the map is read in place
   bool packs_other;                     // weight (grad_y in grad_weight) is copied to strips; otherwise it is read in place

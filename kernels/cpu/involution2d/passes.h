@@ -341,7 +341,7 @@ void grad_weight_taps(const Involution2dPlan& p, const Strided<const S>& grad_y,
   }
 }
 
-// E: what results are staged in where they are, S for dense windows of 16 bit and T otherwise.
+// E: what results are staged in where they are, S for 16 bit where all channels are summed in one go and T otherwise.
 template <class S, class E>
 void grad_weight_tiles(const Involution2dPlan& p, const Strided<const S>& grad_y, const Strided<const S>& x,
                        const Strided<S>& result, int64_t begin, int64_t end, void* memory) {
@@ -377,11 +377,9 @@ void grad_weight_tiles(const Involution2dPlan& p, const Strided<const S>& grad_y
       }
       pack_x(p, x, t, channel, channels, strips);
       const WeightMaps<T> grad = grad_planes(p, grad_y, t, channel, channels, memory);
-      if constexpr (std::is_same_v<S, E>) {
-        if (p.dense) {
-          dense(packed_view(p.map, strips), grad);
-          continue;
-        }
+      if (p.dense) {
+        dense(packed_view(p.map, strips), grad);
+        continue;
       }
       if constexpr (std::is_same_v<T, E>) {
         for (int64_t i = 0; i < t.rows; ++i)
@@ -411,7 +409,7 @@ void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<con
     }
   }
   if constexpr (!std::is_same_v<S, T>) {
-    if (p.dense) {
+    if (p.sums_whole) {
       grad_weight_tiles<S, S>(p, grad_y, x, result, begin, end, memory);
       return;
     }

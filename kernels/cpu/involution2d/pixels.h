@@ -271,10 +271,11 @@ void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const 
       }
       S* corner =
           out.data + (rows.first + r.begin * rows.step) * out.row + (columns.first + c.begin * columns.step) * out.column;
+      const T* const first = weight.data + (count > 0 ? taps[0].weight : 0);
       for (int64_t k = 0; k < (wide ? height : width); ++k) {
-        if (groups.fetch)
+        if (groups.fetch && count > 0)
           for (int64_t q = 0; q < run.count; ++q)
-            prefetch<false>(weight.data + (k + 1) * line.weight + q * run.step.weight, groups.weight);
+            prefetch<false>(first + (k + 1) * line.weight + q * run.step.weight, groups.weight);
         pixel_run(map.data + k * line.map, weight.data + k * line.weight, corner + k * line.out, run, groups);
       }
     }

@@ -6,6 +6,7 @@ namespace lgld {
 namespace {
 
 constexpr int64_t kCacheLine = 64;
+constexpr int64_t kMostWhole = 128;  // channels of a group whose strips are packed at a time
 
 int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
@@ -78,19 +79,17 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   // read: more than twice for the gradient of a window larger than 3 x 3, whose maps are better packed. Weights are worth
   // packing where 8 blocks of channels or more read them.
   const bool rereads = r.grad_weight() && s.kernel_h > 3;
-  p.direct = k.masked_windows && p.dense && r.format.unit_map && (r.grad_weight() || s.group_channels() >= k.dense_channels) &&
+  p.direct = k.masked_windows && p.dense && !p.sums_rows && r.format.unit_map &&
+             (r.grad_weight() || s.group_channels() >= k.dense_channels) &&
              (!r.widens() || (r.grad_weight() ? r.format.unit_other && !rereads : r.format.unit_result));
   // Forward windows that are not dense can have 16-bit weights and results in place, or neither.
   const bool in_place = p.direct || (r.forward() && !p.dense && r.format.unit_other && r.format.unit_result);
   const bool packs_widened = !in_place || (!r.grad_weight() && s.group_channels() >= 8 * k.dense_channels);
   p.packs_other = p.channels_last ? r.widens() : r.grad_x() || !r.format.unit_other || (r.widens() && packs_widened);
-  const bool stages_widened = r.grad_weight() ? !p.dense : !p.direct && p.packs_other;
+  // A result of 16 bit is not added to. Strips of more channels would leave the second cache.
+  p.sums_whole = p.sums_rows || (r.grad_weight() && p.dense && r.widens() && (p.direct || s.group_channels() <= kMostWhole));
+  const bool stages_widened = r.grad_weight() ? !p.sums_whole : !p.direct && p.packs_other;
   p.stages_result = !p.channels_last && !p.sums_rows && (!r.format.unit_result || (r.widens() && stages_widened));
-}
-
-// grad_weight: whether all channels of a group are summed in one go.
-bool whole_group(const Request& r, const Involution2dPlan& p) {
-  return p.sums_rows || (r.grad_weight() && p.dense && r.widens());
 }
 
 void choose_tiles(const Request& r, Involution2dPlan& p) {
@@ -100,8 +99,7 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   // 128 columns of 16 rows: the weights of a tile and the packed strip of a block of channels stay in L2 with K = 7. Fewer rows
   // where that leaves too few tasks to share out; 4 at least, since every tile packs K - 1 rows that its neighbour packs, too.
   // Where strips of all channels of a group are packed at a time, they have no more room than those of 16.
-  const int64_t channels =
-      p.direct || p.sums_lanes || !whole_group(r, p) ? 16 : std::clamp<int64_t>(s.group_channels(), 16, 128);
+  const int64_t channels = p.sums_whole && !p.direct ? std::clamp<int64_t>(s.group_channels(), 16, kMostWhole) : 16;
   p.col_tile = even_tile(width, 128 * 16 / channels, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
   constexpr int64_t kEnoughTasks = 12;
@@ -161,7 +159,7 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
     p.other = make_strip(other_rows, 1, 0, 0, p.col_tile, lanes, element);
   }
   // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
-  p.planes = whole_group(r, p) ? s.group_channels()
+  p.planes = p.sums_whole      ? s.group_channels()
              : r.grad_weight() ? std::min<int64_t>(k.weight_channels, s.group_channels())
              : p.dense         ? k.dense_channels
                                : k.sparse_channels;
@@ -184,7 +182,8 @@ void lay_out_scratch(const Request& r, Involution2dPlan& p) {
   const int64_t others = r.grad_weight() ? p.planes : s.taps(), results = r.grad_weight() ? s.taps() : p.planes;
   const int64_t map = p.channels_last
                           ? region(p.pixels, r.grad_x() ? s.out_height : s.height, r.grad_x() ? s.out_width : s.width)
-                          : strips(p.planes, p.map);
+                      : p.direct ? 0
+                                 : strips(p.planes, p.map);
   const int64_t other = p.channels_last ? region(p.pixel_weights, s.out_height, s.out_width)
                         : p.sums_rows   ? region(p.pixels, s.out_height, s.out_width)
                         : p.packs_other ? strips(others, p.other)

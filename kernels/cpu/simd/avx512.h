@@ -67,7 +67,9 @@ struct Vec<float> {
   // The first n of lanes [0, 8), or of the others.
   template <int kHalf>
   LGLD_INLINE void store_half(float* p, int n) const {
-    const __m256 half = _mm512_extractf32x8_ps(v, kHalf);
+    __m256 half = _mm512_extractf32x8_ps(v, kHalf);
+    // GCC makes one instruction of this and of a masked store, which faults on lanes that it leaves out.
+    asm("" : "+v"(half));
     if (n == 8) {
       _mm256_storeu_ps(p, half);
     } else {
@@ -117,7 +119,8 @@ struct Vec<float> {
   }
   template <int kHalf, class H>
   LGLD_INLINE void store_half(H* p, int n) const {
-    const __m128i half = _mm256_extracti128_si256(narrowed(p), kHalf);
+    __m128i half = _mm256_extracti128_si256(narrowed(p), kHalf);
+    asm("" : "+v"(half));  // as above
     if (n == 8) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
     } else {
