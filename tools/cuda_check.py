@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHS = "75,80,86,89,90,100"
 # Kernels whose registers may overflow: for windows without a kernel of their own, and what benchmarks measure against.
 # Of the last two, the mixer's on maps of any strides with one image channel spills 8 bytes on sm_75; the layer's backward in
-# double with K 7, whose 49 sums take two registers each, 24 on sm_100 and 32 on sm_120.
+# double with K 7, whose 49 sums take two registers each, 20 on sm_100 and 32 on sm_120.
 SLOW_PATHS = ("naive_kernel", "general_", "backward_planes<float, float, 1, false>", "layer_backward_kernel<double, 7>")
 
 

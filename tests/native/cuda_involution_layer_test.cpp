@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -211,6 +212,41 @@ void test_backward(const Sizes& s, Layout layout, Dtype dtype, double tolerance,
   }
 }
 
+// A span_bias that is infinite makes kernels infinite on the pixels around the image too, which are no pixels: grad_x is finite
+// wherever the tap that has it leads to one of those.
+template <int64_t K>
+void test_border() {
+  running("border");
+  Random random(5);
+  const Sizes s{1, 3, 2, 10, 19, K};
+  const Parameters<float> w(s, random);
+  static_cast<float*>(w.span_bias.memory.data())[0] = std::numeric_limits<float>::infinity();
+  const Map<float> x = random_map<float>(s, Layout::kContiguous, Against::kEnd, 3);
+  const Map<float> grad_y = random_map<float>(s, Layout::kContiguous, Against::kEnd, 4);
+  const Map<float> grad_x(1, s.channels, s.height, s.width, Layout::kContiguous, Against::kEnd);
+  const cuda::InvolutionLayerParams p = parameters_of(s, Dtype::kFloat32, x, w);
+  std::vector<float> rest(static_cast<size_t>(K * K * (s.hidden + 1) + s.hidden * (s.channels + 1)));
+  float* const room = rest.data();
+  const Guarded workspace(static_cast<size_t>(cuda::involution_layer_backward_workspace(p)), 16, Against::kEnd);
+  const auto grad = grad_y.out(), to = grad_x.out();
+  run_like(Against::kEnd);
+  check(cuda::involution_layer_backward(p, {grad.data, grad.batch, grad.channel, grad.row, grad.column},
+                                        {{to.data, to.batch, to.channel, to.row, to.column},
+                                         room,
+                                         room + s.hidden * s.channels,
+                                         room + s.hidden * (s.channels + 1),
+                                         room + s.hidden * (s.channels + 1) + K * K * s.hidden},
+                                        workspace.data(), nullptr) == cudaSuccess,
+        "border: the launch");
+  bool right = true;
+  // Tap 0 of the pixel K / 2 rows and columns behind is the one that reads a pixel.
+  grad_x.each([&](float& e, int64_t, int64_t, int64_t i, int64_t j) {
+    const bool reached = i + K / 2 < s.height && j + K / 2 < s.width;
+    right = right && (reached ? std::isinf(e) : std::isfinite(e));
+  });
+  check(right, "an infinite kernel beyond the border, K " + std::to_string(K));
+}
+
 // Every pixel has one thread, and a thread's taps lead to the pixels whose kernels reach its own.
 template <class Tiles>
 void test_tiles(const Sizes& s) {
@@ -274,6 +310,7 @@ int run(uint64_t seed) {
   test_backward<float>({cuda::kMostTasks + 3, 2, 1, 1, 1, 3}, Layout::kContiguous, Dtype::kFloat32, 4e-5, "many images",
                        random);
   test_halo<3>(), test_halo<5>(), test_halo<7>(), test_plans();
+  test_border<3>(), test_border<5>(), test_border<7>();
   return verdict();
 }
 

@@ -147,7 +147,7 @@ __device__ __forceinline__ void layer_backward(const BackwardCall& f) {
 #pragma unroll
           for (int r = 0; r < kRounds; ++r) {
             const int number = thread + r * kBackwardThreads;
-            // Pixels outside the image are read by none: any value will do.
+            // Pixels outside the image have no kernels, and these are dropped below: any value will do.
             const int64_t row = max64(0, min64(corner.row + Around::row(number), p.height - 1));
             const int64_t column = max64(0, min64(corner.column + Around::column(number), p.width - 1));
             from[r] = image + row * p.x.row + column;
@@ -271,7 +271,14 @@ __device__ __forceinline__ void layer_backward(const BackwardCall& f) {
       }
       if (f.to.x.data == nullptr) continue;
 
-      // Tap (u, v) of the pixel (u - K / 2, v - K / 2) before this one reads this one.
+      // Tap (u, v) of the pixel (u - K / 2, v - K / 2) before this one reads this one. Where that one lies outside the image,
+      // by choice again: its kernel times 0 would keep what is not finite.
+#pragma unroll
+      for (int u = 0; u < K; ++u) {
+#pragma unroll
+        for (int v = 0; v < K; ++v)
+          if (!row_in[K - 1 - u] || !column_in[K - 1 - v]) kernel[u * K + v] = 0;
+      }
       E* to = static_cast<E*>(f.to.x.data) + at.image * f.to.x.batch + i * f.to.x.row + j * f.to.x.column;
       const E* from = grad;
       for (int64_t c = 0; c < p.channels; c += kStagedChannels) {
