@@ -110,6 +110,18 @@ def test_backward_op_is_used_where_it_is_asked_for(monkeypatch: pytest.MonkeyPat
         gradients()
 
 
+@pytest.mark.parametrize("way", ["composed", "fused"])
+def test_many_gradients_at_once(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.autograd.functional.jacobian does with vectorize=True."""
+    monkeypatch.setattr(layer_ops, "chosen_backward", way)
+    given = [t.requires_grad_() for t in operands()]
+    y = involution_layer(*given, 3)
+    grads = torch.randn(3, *y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad(y, given, grads, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, given, grad_y, retain_graph=True) for grad_y in grads]
+    torch.testing.assert_close(found, tuple(map(torch.stack, zip(*each, strict=True))))
+
+
 def test_torch_func_and_compile() -> None:
     x, *parameters = operands()
     per_image = vmap(grad(lambda image: involution_layer(image[None], *parameters, 3).square().sum()))(x)

@@ -176,7 +176,8 @@ def recomputed(grad_y: Tensor, operands: Operands, kernel_size: int, *, need_x: 
         grad_x = _ops.involution2d_grad_x.default(grad_y, kernel, x.shape[2], x.shape[3], *window) + grad_source
     assert grad_wide is not None
     assert grad_span is not None
-    return grad_x, grad_wide.flatten(1), grad_bias, grad_span.flatten(1), grad_span_bias
+    # Not flatten, which torch's vmap of a backward (is_grads_batched) refuses.
+    return grad_x, grad_wide.squeeze(-1).squeeze(-1), grad_bias, grad_span.squeeze(-1).squeeze(-1), grad_span_bias
 
 
 def _composed_backward(grad_y: Tensor, x: Tensor, *arguments: Any, need_x: bool = True) -> tuple[Tensor, ...]:
