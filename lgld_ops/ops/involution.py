@@ -162,6 +162,14 @@ def _involution2d_grad_x_fake(
     return _empty(grad_y, *size)
 
 
+def _check_grad_y(op: str, grad_y: Tensor, x: Tensor, kernel_size: Pair, *rest: Any) -> list[Any]:
+    """Raise RuntimeError where grad_y is no gradient of x's result; return the size of weight. `rest`: stride to groups."""
+    _check_alike(op, "grad_y", grad_y, "x", x)
+    out = _check_geometry(op, x.shape, kernel_size, *rest)
+    _check_size(op, "grad_y", grad_y, [*x.shape[:2], *out], _OUTPUT)
+    return _weight_size(x.shape, kernel_size, rest[-1], out)
+
+
 @_fake(f"{NAMESPACE}::involution2d_grad_weight")
 def _involution2d_grad_weight_fake(
     grad_y: Tensor,
@@ -173,10 +181,7 @@ def _involution2d_grad_weight_fake(
     groups: int = 1,
 ) -> Tensor:
     op = "involution2d_grad_weight"
-    _check_alike(op, "grad_y", grad_y, "x", x)
-    out = _check_geometry(op, x.shape, kernel_size, stride, padding, dilation, groups)
-    _check_size(op, "grad_y", grad_y, [*x.shape[:2], *out], _OUTPUT)
-    return _empty(x, *_weight_size(x.shape, kernel_size, groups, out))
+    return _empty(x, *_check_grad_y(op, grad_y, x, kernel_size, stride, padding, dilation, groups))
 
 
 @_fake(f"{NAMESPACE}::involution2d_gradients")
@@ -192,11 +197,8 @@ def _gradients_fake(
 ) -> tuple[Tensor, Tensor]:
     op = "involution2d_gradients"
     _check_alike(op, "x", x, "weight", weight)
-    _check_alike(op, "grad_y", grad_y, "x", x)
-    out = _check_geometry(op, x.shape, kernel_size, stride, padding, dilation, groups)
-    weight_size = _weight_size(x.shape, kernel_size, groups, out)
+    weight_size = _check_grad_y(op, grad_y, x, kernel_size, stride, padding, dilation, groups)
     _check_size(op, "weight", weight, weight_size, _WEIGHT)
-    _check_size(op, "grad_y", grad_y, [*x.shape[:2], *out], _OUTPUT)
     return _empty(grad_y, *x.shape), _empty(x, *weight_size)
 
 
