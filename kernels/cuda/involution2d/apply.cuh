@@ -47,41 +47,33 @@ __global__ void __launch_bounds__(kMostThreads, 2) apply_kernel(const __grid_con
   const int rows = column < a.width ? a.height - row : 0;  // of this thread that exist
   const bool second = column + 1 < a.width;
   const E* from = place.map + (kStages - 1) * map_plane;
-  int current = 0;
-#pragma unroll 1
-  for (int n = 0; n < t.slice_channels; ++n) {
-    wait_groups<kStages - 2>();
-    // Behind it step n is there for all threads, and all have done with step n - 1, whose place the copies now take.
-    __syncthreads();
-    const int ahead = current > 0 ? current - 1 : kStages - 1;  // (current + kStages - 1) modulo kStages
-    if (n + kStages - 1 < spot.channels) copier.run(t.map, staged + ahead * stage_elements, from);
-    close_group();
+  const auto copy = [&](int stage) {
+    copier.run(t.map, staged + stage * stage_elements, from);
     from += map_plane;
-    if (n < spot.channels) {
-      Compute<E> sum[kRows * kParts][kPixels * kParts] = {};
-      const E* p = staged + current * stage_elements + at;
+  };
+  each_step<kStages>(t.slice_channels, spot.channels, copy, [&](int stage) {
+    Compute<E> sum[kRows * kParts][kPixels * kParts] = {};
+    const E* p = staged + stage * stage_elements + at;
 #pragma unroll
-      for (int r = 0; r < (kRows - 1) * kStep + kWindow; ++r) {
-        Compute<E> window[(kPixels - 1) * kStep + kWindow];
-        read_staged<kPixels == 2 || kStep == 2, kOdd>(p, window);
-        p += t.map.pitch;
+    for (int r = 0; r < (kRows - 1) * kStep + kWindow; ++r) {
+      Compute<E> window[(kPixels - 1) * kStep + kWindow];
+      read_staged<kPixels == 2 || kStep == 2, kOdd>(p, window);
+      p += t.map.pitch;
 #pragma unroll
-        for (int u = 0; u < kKernel; ++u) {
-          const int ahead_of = r - Taps::at(u), o = ahead_of / kStep;
-          if (ahead_of < 0 || ahead_of % kStep != 0 || o >= kRows) continue;
+      for (int u = 0; u < kKernel; ++u) {
+        const int ahead_of = r - Taps::at(u), o = ahead_of / kStep;
+        if (ahead_of < 0 || ahead_of % kStep != 0 || o >= kRows) continue;
 #pragma unroll
-          for (int v = 0; v < kKernel; ++v)
+        for (int v = 0; v < kKernel; ++v)
 #pragma unroll
-            for (int x = 0; x < kPixels; ++x)
-              sum[o * kParts + Taps::part(u)][x * kParts + Taps::part(v)] +=
-                  weights.tap[o][x][u * kKernel + v] * window[x * kStep + Taps::at(v)];
-        }
+          for (int x = 0; x < kPixels; ++x)
+            sum[o * kParts + Taps::part(u)][x * kParts + Taps::part(v)] +=
+                weights.tap[o][x][u * kKernel + v] * window[x * kStep + Taps::at(v)];
       }
-      write_rows<E, kRows * kParts, kPixels * kParts>(out, sum, rows, second, a.width, a.out_pairs);
     }
+    write_rows<E, kRows * kParts, kPixels * kParts>(out, sum, rows, second, a.width, a.out_pairs);
     out += out_plane;
-    current = current + 1 < kStages ? current + 1 : 0;
-  }
+  });
 }
 
 template <class E, int kKernel, int kStride, bool kOdd, bool kMirrored>

@@ -45,50 +45,40 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
   const E* from = place.map + (kStages - 1) * plane;
   const E* gradient_from = static_cast<const E*>(a.other) + (place.channel + kStages - 1) * plane;
   Compute<E> sum[kRows][kPixels][kTaps] = {};
-  int current = 0;
-#pragma unroll 1
-  for (int n = 0; n < t.slice_channels; ++n) {
-    wait_groups<kStages - 2>();
-    // Behind it step n is there for all threads, and all have done with step n - 1, whose place the copies now take.
-    __syncthreads();
-    const int ahead = current > 0 ? current - 1 : kStages - 1;  // (current + kStages - 1) modulo kStages
-    if (n + kStages - 1 < spot.channels) {
-      place.copier.run(t.map, staged + ahead * stage_elements, from);
-      place.copier.run(t.map, staged + ahead * stage_elements + t.planes * plane_elements, gradient_from);
-    }
-    close_group();
+  const auto copy = [&](int stage) {
+    place.copier.run(t.map, staged + stage * stage_elements, from);
+    place.copier.run(t.map, staged + stage * stage_elements + t.planes * plane_elements, gradient_from);
     from += plane, gradient_from += plane;
-    if (n < spot.channels) {
-      const E* x = staged + current * stage_elements + at;
-      const E* grad = x + t.planes * plane_elements;
-      Compute<E> gradient[kRows][kPixels], back[kRows][kPixels] = {};
-      // The pixel itself is its window's middle: in 16 bits the first of a pair, since the window starts with a second.
+  };
+  each_step<kStages>(t.slice_channels, spot.channels, copy, [&](int stage) {
+    const E* x = staged + stage * stage_elements + at;
+    const E* grad = x + t.planes * plane_elements;
+    Compute<E> gradient[kRows][kPixels], back[kRows][kPixels] = {};
+    // The pixel itself is its window's middle: in 16 bits the first of a pair, since the window starts with a second.
 #pragma unroll
-      for (int o = 0; o < kRows; ++o) read_staged<kPairs, false>(grad + (o + 1) * t.map.pitch + 1, gradient[o]);
+    for (int o = 0; o < kRows; ++o) read_staged<kPairs, false>(grad + (o + 1) * t.map.pitch + 1, gradient[o]);
 #pragma unroll
-      for (int r = 0; r < kRows + kKernel - 1; ++r) {
-        Compute<E> window[kPixels + kKernel - 1], grad_window[kPixels + kKernel - 1];
-        read_staged<kPairs, true>(x, window);
-        read_staged<kPairs, true>(grad, grad_window);
-        x += t.map.pitch, grad += t.map.pitch;
+    for (int r = 0; r < kRows + kKernel - 1; ++r) {
+      Compute<E> window[kPixels + kKernel - 1], grad_window[kPixels + kKernel - 1];
+      read_staged<kPairs, true>(x, window);
+      read_staged<kPairs, true>(grad, grad_window);
+      x += t.map.pitch, grad += t.map.pitch;
 #pragma unroll
-        for (int u = 0; u < kKernel; ++u) {
-          const int o = r - u;
-          if (o < 0 || o >= kRows) continue;
+      for (int u = 0; u < kKernel; ++u) {
+        const int o = r - u;
+        if (o < 0 || o >= kRows) continue;
 #pragma unroll
-          for (int v = 0; v < kKernel; ++v)
+        for (int v = 0; v < kKernel; ++v)
 #pragma unroll
-            for (int p = 0; p < kPixels; ++p) {
-              sum[o][p][u * kKernel + v] += gradient[o][p] * window[p + v];
-              back[o][p] += weights.tap[o][p][u * kKernel + v] * grad_window[p + v];
-            }
-        }
+          for (int p = 0; p < kPixels; ++p) {
+            sum[o][p][u * kKernel + v] += gradient[o][p] * window[p + v];
+            back[o][p] += weights.tap[o][p][u * kKernel + v] * grad_window[p + v];
+          }
       }
-      write_rows<E, kRows, kPixels>(out, back, rows, second, t.out_width, a.out_pairs);
     }
+    write_rows<E, kRows, kPixels>(out, back, rows, second, t.out_width, a.out_pairs);
     out += plane;
-    current = current + 1 < kStages ? current + 1 : 0;
-  }
+  });
   write_sums<E, kRows, kPixels, kTaps>(a, find_spot(t, block_number(first), hidden_thread()), sum);
 }
 

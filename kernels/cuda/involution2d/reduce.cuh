@@ -41,43 +41,33 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksTogether)
 
   Compute<E> sum[kRows][kPixels][kTaps] = {};
   from += (kStages - 1) * map_plane, other_from += (kStages - 1) * out_plane;
-  int current = 0;
-#pragma unroll 1
-  for (int n = 0; n < t.slice_channels; ++n) {
-    wait_groups<kStages - 2>();
-    // Behind it step n is there for all threads, and all have done with step n - 1, whose place the copies now take.
-    __syncthreads();
-    const int ahead = current > 0 ? current - 1 : kStages - 1;  // (current + kStages - 1) modulo kStages
-    if (n + kStages - 1 < spot.channels) {
-      copier.run(t.map, staged + ahead * stage_elements, from);
-      other_copier.run(t.other, other_staged + ahead * stage_elements, other_from);
-    }
-    close_group();
+  const auto copy = [&](int stage) {
+    copier.run(t.map, staged + stage * stage_elements, from);
+    other_copier.run(t.other, other_staged + stage * stage_elements, other_from);
     from += map_plane, other_from += out_plane;
-    if (n < spot.channels) {
-      Compute<E> gradient[kRows][kPixels];
-      const E* p = other_staged + current * stage_elements + other_at;
+  };
+  each_step<kStages>(t.slice_channels, spot.channels, copy, [&](int stage) {
+    Compute<E> gradient[kRows][kPixels];
+    const E* p = other_staged + stage * stage_elements + other_at;
 #pragma unroll
-      for (int o = 0; o < kRows; ++o) read_staged<kPixels == 2, false>(p + o * t.other.pitch, gradient[o]);
-      p = staged + current * stage_elements + at;
+    for (int o = 0; o < kRows; ++o) read_staged<kPixels == 2, false>(p + o * t.other.pitch, gradient[o]);
+    p = staged + stage * stage_elements + at;
 #pragma unroll
-      for (int r = 0; r < (kRows - 1) * kStride + kKernel; ++r) {
-        Compute<E> window[(kPixels - 1) * kStride + kKernel];
-        read_staged<kPixels == 2 || kStride == 2, kOdd>(p, window);
-        p += t.map.pitch;
+    for (int r = 0; r < (kRows - 1) * kStride + kKernel; ++r) {
+      Compute<E> window[(kPixels - 1) * kStride + kKernel];
+      read_staged<kPixels == 2 || kStride == 2, kOdd>(p, window);
+      p += t.map.pitch;
 #pragma unroll
-        for (int u = 0; u < kKernel; ++u) {
-          const int ahead_of = r - u, o = ahead_of / kStride;
-          if (ahead_of < 0 || ahead_of % kStride != 0 || o >= kRows) continue;
+      for (int u = 0; u < kKernel; ++u) {
+        const int ahead_of = r - u, o = ahead_of / kStride;
+        if (ahead_of < 0 || ahead_of % kStride != 0 || o >= kRows) continue;
 #pragma unroll
-          for (int v = 0; v < kKernel; ++v)
+        for (int v = 0; v < kKernel; ++v)
 #pragma unroll
-            for (int x = 0; x < kPixels; ++x) sum[o][x][u * kKernel + v] += gradient[o][x] * window[x * kStride + v];
-        }
+          for (int x = 0; x < kPixels; ++x) sum[o][x][u * kKernel + v] += gradient[o][x] * window[x * kStride + v];
       }
     }
-    current = current + 1 < kStages ? current + 1 : 0;
-  }
+  });
 
   // Found again: the loop has no registers to keep it in.
   write_sums<E, kRows, kPixels, kTaps>(a, find_spot(t, block_number(first), hidden_thread()), sum);

@@ -103,6 +103,25 @@ struct Place {
                a.tiling.lanes * a.tiling.thread_rows) {}
 };
 
+// The steps of a slice of `channels`, one a channel, of which a thread with fewer leaves out the last: compute(stage) once the
+// copies into that stage have arrived, and before it copy(stage) begins those of the step kStages - 1 ahead. The first ones
+// have begun already.
+template <int kStages, class Copy, class Use>
+__device__ __forceinline__ void each_step(int steps, int channels, Copy copy, Use compute) {
+  int current = 0;
+#pragma unroll 1
+  for (int n = 0; n < steps; ++n) {
+    wait_groups<kStages - 2>();
+    // Behind it step n is there for all threads, and all have done with step n - 1, whose place the copies now take.
+    __syncthreads();
+    const int ahead = current > 0 ? current - 1 : kStages - 1;  // (current + kStages - 1) modulo kStages
+    if (n + kStages - 1 < channels) copy(ahead);
+    close_group();
+    if (n < channels) compute(current);
+    current = current + 1 < kStages ? current + 1 : 0;
+  }
+}
+
 // A thread's part of a channel of the result, of which `rows` rows exist, and of the last column `second`.
 template <class E, int kRows, int kColumns>
 __device__ __forceinline__ void write_rows(E* to, const Compute<E> (&value)[kRows][kColumns], int rows, bool second, int width,
