@@ -101,6 +101,15 @@ template <class T, class S>
 LGLD_INLINE void pack_row(T* dst, int64_t end, int64_t left, const S* src, int64_t n) {
   using V = Vec<T>;
   constexpr int64_t kLanes = V::kLanes;
+  if constexpr (kMaskedWindows) {
+    if (end <= 2 * kLanes) {
+      V low, high;
+      load_two_within<T>(src - left, static_cast<int>(left), static_cast<int>(left + n), low, high);
+      low.store(dst);
+      if (end > kLanes) high.store(dst + kLanes);
+      return;
+    }
+  }
   int64_t k = left / kLanes * kLanes;
   // Up to the end of the row where it lies in the padding altogether; then the vector that the first element begins in.
   for (int64_t i = 0; i < k; i += kLanes) V::zero().store(dst + i);

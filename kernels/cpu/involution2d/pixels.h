@@ -126,16 +126,29 @@ struct PixelGroups {
   bool fetch;  // the next line's weights while one is computed
 };
 
+// Calls tile(p) for tiles of P pixels from pixel p of a run on, and returns the first pixel left. Where more than half a tile is
+// left at the end, a last one begins earlier and computes some pixels again: with one vector of channels, a tile of P pixels has
+// P chains of dependent multiply-adds, and up to 8 of them take no longer than one.
+template <int P, class Tile>
+LGLD_INLINE int64_t cover(int64_t p, int64_t end, const Tile& tile) {
+  for (; p + P <= end; p += P) tile(p);
+  if (2 * (end - p) <= P || end < P) return p;
+  tile(end - P);
+  return end;
+}
+
 // Pixels [p, end) of a run, kVectors vectors of channels.
 template <class T, class S, int kVectors>
 void pixel_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int64_t end, int last) {
   const PixelSteps& step = run.step;
-  for (; p + kTilePixels <= end; p += kTilePixels)
-    pixel_tile<T, S, kTilePixels, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, run.taps,
-                                            run.tap_count, last);
-  for (; p < end; ++p)
-    pixel_tile<T, S, 1, kVectors>(map + p * step.map, weight + p * step.weight, out + p * step.out, step, run.taps,
-                                  run.tap_count, last);
+  const auto tiles_of = [&](auto pixels) LGLD_INLINE_LAMBDA {
+    p = cover<pixels.value>(p, end, [&](int64_t q) LGLD_INLINE_LAMBDA {
+      pixel_tile<T, S, pixels.value, kVectors>(map + q * step.map, weight + q * step.weight, out + q * step.out, step, run.taps,
+                                               run.tap_count, last);
+    });
+  };
+  tiles_of(Int<kTilePixels>{});
+  tiles_of(Int<1>{});
 }
 
 // The tile for rows of k taps, if there is one.
@@ -152,10 +165,11 @@ template <class T, class S, int P>
 int64_t row_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int64_t end, int lanes) {
   const int64_t k = run.row_taps;
   const auto tile = run.tap == 1 ? row_tile_of<T, S, P, true>(k) : row_tile_of<T, S, P, false>(k);
-  for (; tile != nullptr && p + P <= end; p += P)
-    tile(map + p * run.step.map, weight + p * run.step.weight, out + p * run.step.out, run.step, run.tap, run.taps,
+  if (tile == nullptr) return p;
+  return cover<P>(p, end, [&](int64_t q) LGLD_INLINE_LAMBDA {
+    tile(map + q * run.step.map, weight + q * run.step.weight, out + q * run.step.out, run.step, run.tap, run.taps,
          run.tap_count / k, lanes);
-  return p;
+  });
 }
 
 // All groups of a few pixels before the next pixels: what is contiguous in memory is read in one go.
@@ -293,12 +307,21 @@ Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, in
   const int64_t left = clamp(col, 0, src.width), right = clamp(col + cols, left, src.width);
   const int64_t top0 = pads ? row : top, left0 = pads ? col : left;
   const int64_t height = pads ? rows : bottom - top, width = pads ? cols : right - left;
-  if (pads && (top > row || bottom < row + rows || left > col || right < col + cols)) {
+  const auto clear = [](T* at, int64_t n) {
     int64_t k = 0;
-    const int64_t all = height * width * channels;
-    for (; k + V::kLanes <= all; k += V::kLanes) V::zero().store(dst + k);
-    V::zero().store_partial(dst + k, static_cast<int>(all - k));
-  }
+    for (; k + V::kLanes <= n; k += V::kLanes) V::zero().store(at + k);
+    if (k < n) V::zero().store_partial(at + k, static_cast<int>(n - k));
+  };
+  // What lies to the right of one row and to the left of the next is in one piece.
+  const auto surround = [&](T* plane, int64_t pixel) {
+    int64_t done = 0;
+    for (int64_t i = top; i < bottom; ++i) {
+      const int64_t begin = ((i - top0) * width + left - left0) * pixel;
+      clear(plane + done, begin - done);
+      done = begin + (right - left) * pixel;
+    }
+    clear(plane + done, height * width * pixel - done);
+  };
   const auto copy = [](T* to, const S* from, int64_t step, int64_t n) {
     int64_t k = 0;
     if (step == 1) {
@@ -310,16 +333,19 @@ Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, in
     for (; k < n; ++k) to[k] = widened<T>(from[k * step]);
   };
   if (src.channel == 1) {
+    if (pads) surround(dst, channels);
     for (int64_t i = top; i < bottom; ++i)
       for (int64_t j = left; j < right; ++j)
         copy(dst + ((i - top0) * width + j - left0) * channels, src.data + i * src.row + j * src.column, 1, channels);
     return {dst - (top0 * width + left0) * channels, 0, 1, width * channels, channels};
   }
   const int64_t plane = height * width;
-  for (int64_t c = 0; c < channels; ++c)
+  for (int64_t c = 0; c < channels; ++c) {
+    if (pads) surround(dst + c * plane, 1);
     for (int64_t i = top; i < bottom; ++i)
       copy(dst + c * plane + (i - top0) * width + left - left0, src.data + c * src.channel + i * src.row + left * src.column,
            src.column, right - left);
+  }
   return {dst - top0 * width - left0, 0, plane, width, 1};
 }
 

@@ -16,8 +16,8 @@ constexpr int kRowLanes = 8;
 // Pixels of a vector: 1 or 2; 0 where a row of taps does not fit one.
 template <class T>
 constexpr int kVectorPixels = Vec<T>::kLanes / kRowLanes;
-// Rows of results of a tile. It reads R + K - 1 vectors of the map for R * K multiply-adds. K = 7, R = 3, 64-byte vectors: 9
-// permutations, 21 multiply-adds and 3 blends for two units, 24 loads for two others.
+// Rows of results of a tile. It reads R + K - 1 vectors of the map for R * K multiply-adds. K = 7, R = 3, 64-byte vectors: 21
+// multiply-adds and 3 blends for two units; 9 loads of two cache lines each and 6 numbers of grad_y, 24 lines, for two others.
 constexpr int kSumRows = kVectorRegisters >= 32 ? 3 : 2;
 
 // Lanes [0, 8) all `low`, [8, 16) all `high`; or one pixel's alone.
@@ -44,21 +44,21 @@ LGLD_INLINE void store_halves(Vec<T> sums, S* const (&out)[kVectorPixels<T>], in
 }
 
 // A vector's pixels in kRows rows below each other: all K * K taps, `channels` products each. `map` is what the first pixel's
-// first tap reads, less `shift` elements; a second pixel may be missing (null `out`), but its grad is read.
+// first tap reads; a second pixel may be missing (null `out`), but its grad is read. Most loads of the map cross a cache line
+// and count as two; shifting two aligned ones would take the two and a unit that multiplies and adds.
 template <class T, class S, int K, int kRows>
-__attribute__((noinline)) void sum_tap_rows(const T* map, int shift, int64_t row_pitch, int64_t plane_pitch,
+__attribute__((noinline)) void sum_tap_rows(const T* map, int64_t row_pitch, int64_t plane_pitch,
                                             const T* const (&grad)[kSumRows][kVectorPixels<T>], int64_t channels,
                                             S* const (&out)[kSumRows][kVectorPixels<T>]) {
   using V = Vec<T>;
   V acc[kRows][K];
   unroll<kRows * K>([&](auto k) LGLD_INLINE_LAMBDA { acc[k / K][k % K] = V::zero(); });
-  const Shift<T> by(shift);
   for (int64_t c = 0; c < channels; ++c, map += plane_pitch) {
     V g[kRows];
     unroll<kRows>([&](auto i) LGLD_INLINE_LAMBDA { g[i] = each_half<T>(grad[i], c); });
     const T* at = map;
     unroll<kRows + K - 1>([&](auto r) LGLD_INLINE_LAMBDA {
-      const V x = by.load(at);
+      const V x = V::load(at);
       at += row_pitch;
       hide_origin(at);
       unroll<kRows>([&](auto i) LGLD_INLINE_LAMBDA {
@@ -106,8 +106,7 @@ void sum_tap_tile(const Involution2dPlan& p, const T* map, const Strided<const T
       for (int m = 0; m < rows; ++m)
         for (int q = 0; q < kPixels; ++q)
           if (corner[m][q] != nullptr) prefetch<true>(corner[m][q] + result.column, K * K);
-      const int shift = static_cast<int>(j % Vec<T>::kLanes);
-      run(map + i * p.map.row_pitch + (j - shift), shift, p.map.row_pitch, p.map.plane_pitch, g, channels, out);
+      run(map + i * p.map.row_pitch + j, p.map.row_pitch, p.map.plane_pitch, g, channels, out);
       if (result.channel == 1) continue;
       for (int m = 0; m < rows; ++m)
         for (int q = 0; q < kPixels; ++q)

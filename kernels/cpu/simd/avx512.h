@@ -132,14 +132,14 @@ struct Vec<float> {
   static LGLD_INLINE Vec widened(const Float16*, __m256i h) { return {_mm512_cvtph_ps(h)}; }
   static LGLD_INLINE Vec widened(const BFloat16*, __m256i h) { return {widened_at<0>(_mm512_castsi256_si512(h))}; }
   LGLD_INLINE __m256i narrowed(Float16*) const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // Adding 0x7fff, or 0x8000 where the last bit that stays is set, rounds to the nearest in the upper half; NaN gets its quiet
-  // bit.
+  // Adding 0x7fff, or 0x8000 where the last bit that stays is set, rounds to the nearest in the upper half. The fix-up puts
+  // the NaN itself, made quiet, in place of what came of it, and leaves all other results (a table of responses: 2, 2, 0, ...).
   LGLD_INLINE __m256i narrowed(BFloat16*) const {
     const __m512i bits = _mm512_castps_si512(v);
-    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000)),
-                    nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     const __m512i half = _mm512_mask_blend_epi32(odd, _mm512_set1_epi32(0x7fff), _mm512_set1_epi32(0x8000));
-    const __m512i rounded = _mm512_mask_or_epi32(_mm512_add_epi32(bits, half), nan, bits, _mm512_set1_epi32(0x400000));
+    const __m512 sum = _mm512_castsi512_ps(_mm512_add_epi32(bits, half));
+    const __m512i rounded = _mm512_castps_si512(_mm512_fixupimm_ps(sum, v, _mm512_set1_epi32(0x22), 0));
     return _mm512_castsi512_si256(_mm512_permutexvar_epi16(kUpperHalves.vector(), rounded));
   }
 };
@@ -198,26 +198,6 @@ constexpr bool kMaskedWindows = true;
 LGLD_INLINE unsigned bits_within(int first, int last) {
   return static_cast<unsigned>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
 }
-
-// One vector of a window, at a shift that is not a constant; `p` is aligned.
-template <class T>
-struct Shift {
-  __m512i at;
-  explicit LGLD_INLINE Shift(int by) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-      at = _mm512_add_epi32(lanes, _mm512_set1_epi32(by));
-    } else {
-      at = _mm512_add_epi64(_mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi64(by));
-    }
-  }
-  LGLD_INLINE Vec<float> load(const float* p) const {
-    return {_mm512_permutex2var_ps(_mm512_load_ps(p), at, _mm512_load_ps(p + 16))};
-  }
-  LGLD_INLINE Vec<double> load(const double* p) const {
-    return {_mm512_permutex2var_pd(_mm512_load_pd(p), at, _mm512_load_pd(p + 8))};
-  }
-};
 
 template <class T, class S = T>
 struct Window {

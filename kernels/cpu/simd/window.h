@@ -7,13 +7,6 @@ namespace {
 
 constexpr bool kMaskedWindows = false;
 
-template <class T>
-struct Shift {
-  int by;
-  explicit LGLD_INLINE Shift(int elements) : by(elements) {}
-  LGLD_INLINE Vec<T> load(const T* p) const { return Vec<T>::load(p + by); }
-};
-
 template <class T, class S = T>
 struct Window {
   const T* p;
