@@ -312,10 +312,10 @@ Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, in
     for (; k + V::kLanes <= n; k += V::kLanes) V::zero().store(at + k);
     if (k < n) V::zero().store_partial(at + k, static_cast<int>(n - k));
   };
-  // What lies to the right of one row and to the left of the next is in one piece.
+  // What lies to the right of one row and to the left of the next is in one piece. A region beside src has no such rows.
   const auto surround = [&](T* plane, int64_t pixel) {
     int64_t done = 0;
-    for (int64_t i = top; i < bottom; ++i) {
+    for (int64_t i = top; i < bottom && left < right; ++i) {
       const int64_t begin = ((i - top0) * width + left - left0) * pixel;
       clear(plane + done, begin - done);
       done = begin + (right - left) * pixel;
