@@ -61,6 +61,7 @@ struct Involution2dPlan {
   int64_t row_tile, col_tile, row_tiles, col_tiles;
   int64_t task_groups;  // 1 or all: pixels whose channels are neighbours have their groups' weights in the same cache lines
   int64_t tasks;
+  bool groups_first;   // tasks that follow each other are of the same pixels and neighbouring groups; otherwise of one group
   int64_t planes;      // planes of the map strip that are packed at a time
   StripLayout map;     // of x (forward, grad_weight) or grad_y (grad_x)
   StripLayout other;   // of weight (forward, grad_x) or grad_y (grad_weight)

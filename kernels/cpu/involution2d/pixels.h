@@ -126,9 +126,9 @@ struct PixelGroups {
   bool fetch;  // the next line's weights while one is computed
 };
 
-// Calls tile(p) for tiles of P pixels from pixel p of a run on, and returns the first pixel left. Where more than half a tile is
-// left at the end, a last one begins earlier and computes some pixels again: with one vector of channels, a tile of P pixels has
-// P chains of dependent multiply-adds, and up to 8 of them take no longer than one.
+// Calls tile(p) for tiles of P pixels from pixel p of a run on, and returns the first pixel left. Where more than half a tile
+// is left at the end, a last one begins earlier and computes some pixels again: with one vector of channels, a tile of P pixels
+// has P chains of dependent multiply-adds, and up to 8 of them take no longer than one.
 template <int P, class Tile>
 LGLD_INLINE int64_t cover(int64_t p, int64_t end, const Tile& tile) {
   for (; p + P <= end; p += P) tile(p);

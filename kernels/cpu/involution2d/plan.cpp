@@ -106,8 +106,10 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   const bool together = s.batch * ceil_div(height, 4) * p.col_tiles >= kEnoughTasks;
   p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile, together));
   p.task_groups = p.channels_last && !p.pads && together ? s.groups : 1;
+  // The taps of two groups share cache lines, which threads that have a group each would take from one another.
+  p.groups_first = p.channels_last || p.sums_rows || p.sums_lanes;
   for (int64_t rows : {16, 8, 4}) {
-    p.row_tile = even_tile(height, rows, 4);
+    p.row_tile = even_tile(height, rows, p.groups_first ? 1 : 4);
     p.row_tiles = ceil_div(height, p.row_tile);
     p.tasks = s.batch * (s.groups / p.task_groups) * p.row_tiles * p.col_tiles;
     if (p.tasks >= kEnoughTasks) break;

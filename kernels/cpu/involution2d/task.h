@@ -16,9 +16,11 @@ Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t
     index /= count;
     return number;
   };
+  const int64_t groups = p.shape.groups / p.task_groups;
+  if (p.groups_first) t.group = next(groups) * p.task_groups;
   t.col = next(p.col_tiles) * p.col_tile;
   t.row = next(p.row_tiles) * p.row_tile;
-  t.group = next(p.shape.groups / p.task_groups) * p.task_groups;
+  if (!p.groups_first) t.group = next(groups) * p.task_groups;
   t.image = index;
   t.rows = height - t.row < p.row_tile ? height - t.row : p.row_tile;
   t.cols = width - t.col < p.col_tile ? width - t.col : p.col_tile;
