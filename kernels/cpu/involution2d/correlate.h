@@ -321,7 +321,7 @@ void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int6
       }
       if (tiles == 0) {
         run = dense_tiles<K, Columns::kEdge, M, W, S>;
-        if constexpr (kMaskedWindows && kNarrowWindows<M, K>) {
+        if constexpr (kMaskedWindows && kNarrowWindows<K>) {
           if (is_narrow<K>(tile, kLanes)) run = dense_tiles<K, Columns::kNarrow, M, W, S>;
         }
         tiles = 1;
@@ -356,7 +356,7 @@ void dense_rows_keeping(const MapView<S>& map, const WeightMaps<S>& weight, S* o
         auto* run = c == 0 ? dense_tile_keeping<K, Columns::kEdge, false, S> : dense_tile_keeping<K, Columns::kEdge, true, S>;
         if (inside)
           run = c == 0 ? dense_tile_keeping<K, Columns::kInside, false, S> : dense_tile_keeping<K, Columns::kInside, true, S>;
-        if constexpr (kNarrowWindows<S, K>) {
+        if constexpr (kNarrowWindows<K>) {
           if (is_narrow<K>(tile, kLanes))
             run = c == 0 ? dense_tile_keeping<K, Columns::kNarrow, false, S> : dense_tile_keeping<K, Columns::kNarrow, true, S>;
         }

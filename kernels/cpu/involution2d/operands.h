@@ -71,9 +71,9 @@ struct NarrowWindow {
   }
 };
 
-// A Window of BFloat16 is one load in any case, and with K = 3 windows are few.
-template <class M, int K>
-constexpr bool kNarrowWindows = K > 3 && !std::is_same_v<M, BFloat16>;
+// With K = 3 windows are few.
+template <int K>
+constexpr bool kNarrowWindows = K > 3;
 
 template <class T, int K, Columns kColumns, class M>
 using WindowOf = std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>,

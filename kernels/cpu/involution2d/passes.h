@@ -294,15 +294,15 @@ template <class M, class E>
 void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& grad, E* out, int64_t out_row, int64_t out_plane,
                        const Task& t, int64_t channels, bool first) {
   using T = Compute<M>;
-  constexpr int kWidth = 2 * Vec<T>::kLanes;
-  for (int64_t i = 0; i < t.rows; ++i)
-    for (int64_t j = 0; j < t.cols; j += Vec<T>::kLanes) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for (int64_t r = 0; r < t.rows + k - 1; ++r)
+    for (int64_t j = 0; j < t.cols; j += kLanes) {
       const int lanes = lanes_left<T>(t.cols - j);
-      const DenseMap<M> tile = tile_at(map, i, j, static_cast<int>(k));
-      const bool inside = tile.first_row == 0 && tile.last_row == k && tile.first_column == 0 && tile.last_column == kWidth;
-      const bool whole = inside && lanes == Vec<T>::kLanes;
-      const auto run = whole ? tap_rows_of<false, T, M, E>(k) : tap_rows_of<true, T, M, E>(k);
-      run(tile, grad.data + i * grad.row + j, grad.tap, channels, first, out + i * out_row + j, out_plane, lanes);
+      const TapSums<M, E> sums{grad.data + j, grad.row, grad.tap, channels, first, out + j, out_row, out_plane, lanes};
+      const DenseMap<M> tile = tile_at(map, r, j, 1);
+      const bool inside = tile.first_row == 0 && tile.last_row == 1 && tile.first_column == 0 && tile.last_column == 2 * kLanes;
+      const auto run = inside && lanes == kLanes ? tap_rows_of<false, T, M, E>(k) : tap_rows_of<true, T, M, E>(k);
+      run(tile, sums, r, t.rows);
     }
 }
 

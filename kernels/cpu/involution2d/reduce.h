@@ -5,59 +5,84 @@
 namespace lgld {
 namespace {
 
-// Rows of taps in one dense tile, so that 9, 10 or 14 accumulators hide the latency of the multiply-add and still fit 16
-// registers beside the shared load of grad_y.
+// A row of the map is read by K rows of results, each with another row of its taps. So many of them share the shifted windows
+// of the row. K = 7, 3 rows: 6 shifts for 21 multiply-adds, and 21 accumulators; 16 registers hold 14.
 template <int K>
-constexpr int kTapRows = K == 3 ? 3 : 2;
+constexpr int kSharedRows = K == 3 || kVectorRegisters >= 32 ? 3 : 2;
 constexpr int kSparseTaps = 8;
 
-// One vector of outputs: acc[tap] += sum_c grad[c] * map[c][tap], for kRows rows of K taps from row `first_tap_row` on. What
-// has been summed before the first channel is in `out`, unless they are the first; 16-bit results are summed in one go.
+// One row of K taps for a vector of each of kRows rows of results, in which they are the row above each other: acc[row][tap] +=
+// sum_c grad[row][c] * map[c][tap]. `out`: tap 0 of the first row of results, `out_step` from there to the next row's. What has
+// been summed before the first channel is in `out`, unless they are the first; 16-bit results are summed in one go.
 template <class T, int K, int kRows, bool kEdge, class M, class E>
-LGLD_INLINE void dense_taps(const DenseMap<M>& map, int first_tap_row, const M* grad, int64_t grad_plane, int64_t channels,
-                            bool first, E* out, int64_t tap_stride, int lanes) {
+__attribute__((noinline)) void dense_taps(const DenseMap<M>& map, const M* grad, int64_t grad_row, int64_t grad_plane,
+                                          int64_t channels, bool first, E* out, int64_t out_step, int64_t tap_stride,
+                                          int lanes) {
   using V = Vec<T>;
-  V acc[kRows * K];
-  out += first_tap_row * K * tap_stride;
-  unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA {
-    acc[t] = V::zero();
+  V acc[kRows][K];
+  const auto each_tap = [&](auto run) LGLD_INLINE_LAMBDA {
+    unroll<kRows * K>([&](auto k) LGLD_INLINE_LAMBDA {
+      constexpr int m = k.value / K, v = k.value % K;
+      run(acc[m][v], out + m * out_step + v * tap_stride);
+    });
+  };
+  each_tap([&](V& sum, E* at) LGLD_INLINE_LAMBDA {
+    sum = V::zero();
     if constexpr (std::is_same_v<T, E>) {
-      if (!first) acc[t] = kEdge ? V::load_partial(out + t * tap_stride, lanes) : V::load(out + t * tap_stride);
+      if (!first) sum = kEdge ? V::load_partial(at, lanes) : V::load(at);
     }
   });
-  const M* row[kRows];
-  int64_t step[kRows];
-  unroll<kRows>([&](auto u) LGLD_INLINE_LAMBDA {
-    const int r = first_tap_row + u.value;
-    const bool outside = kEdge && (r < map.first_row || r >= map.last_row);
-    row[u] = outside ? kZeroRow<M> : map.data + r * map.row_pitch;
-    step[u] = outside ? 0 : map.plane_pitch;
-  });
-  for (int64_t c = 0; c < channels; ++c, grad += grad_plane) {
-    const V g = kEdge ? V::load_partial(grad, lanes) : V::load(grad);
-    unroll<kRows>([&](auto u) LGLD_INLINE_LAMBDA {
-      const Window<T, M> x =
-          kEdge ? Window<T, M>::load_within(row[u], map.first_column, map.last_column) : Window<T, M>::load(row[u]);
-      row[u] += step[u];
-      unroll<K>([&](auto v) LGLD_INLINE_LAMBDA { acc[u * K + v] = V::fma(x.template at<v.value>(), g, acc[u * K + v]); });
+  const bool outside = kEdge && map.first_row >= map.last_row;
+  const M* row = outside ? kZeroRow<M> : map.data;
+  const int64_t step = outside ? 0 : map.plane_pitch;
+  for (int64_t c = 0; c < channels; ++c, row += step, grad += grad_plane) {
+    V g[kRows];
+    unroll<kRows>([&](auto m) LGLD_INLINE_LAMBDA {
+      const M* at = grad + m * grad_row;
+      g[m] = kEdge ? V::load_partial(at, lanes) : V::load(at);
+    });
+    const Window<T, M> x = kEdge ? Window<T, M>::load_within(row, map.first_column, map.last_column) : Window<T, M>::load(row);
+    unroll<K>([&](auto v) LGLD_INLINE_LAMBDA {
+      const V shifted = x.template at<v.value>();
+      unroll<kRows>([&](auto m) LGLD_INLINE_LAMBDA { acc[m][v] = V::fma(shifted, g[m], acc[m][v]); });
     });
   }
-  if (kEdge) {
-    unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA { acc[t].store_partial(out + t * tap_stride, lanes); });
-  } else {
-    unroll<kRows * K>([&](auto t) LGLD_INLINE_LAMBDA { acc[t].store(out + t * tap_stride); });
-  }
+  each_tap([&](const V& sum, E* at) LGLD_INLINE_LAMBDA {
+    if (kEdge) {
+      sum.store_partial(at, lanes);
+    } else {
+      sum.store(at);
+    }
+  });
 }
 
-// All K * K taps of one vector of outputs.
+// What a task's results are a function of: grad_y under them, and where they go.
+template <class M, class E>
+struct TapSums {
+  const M* grad;
+  int64_t grad_row, grad_plane, channels;
+  bool first;
+  E* out;
+  int64_t out_row, tap_stride;
+  int lanes;
+};
+
+// The results of rows [0, rows) that read row r of the map, for one vector of columns.
 template <int K, bool kEdge, class T, class M, class E>
-__attribute__((noinline)) void dense_tap_rows(const DenseMap<M>& map, const M* grad, int64_t grad_plane, int64_t channels,
-                                              bool first, E* out, int64_t tap_stride, int lanes) {
-  constexpr int kRows = kTapRows<K>, kRest = K % kRows;
-  for (int u = 0; u + kRows <= K; u += kRows)
-    dense_taps<T, K, kRows, kEdge>(map, u, grad, grad_plane, channels, first, out, tap_stride, lanes);
-  if constexpr (kRest != 0)
-    dense_taps<T, K, kRest, kEdge>(map, K - kRest, grad, grad_plane, channels, first, out, tap_stride, lanes);
+void dense_tap_rows(const DenseMap<M>& map, const TapSums<M, E>& sums, int64_t r, int64_t rows) {
+  constexpr int kMost = kSharedRows<K>;
+  const int64_t last = r < rows ? r + 1 : rows;
+  int64_t i = r < K ? 0 : r - K + 1;
+  while (i < last) {
+    const int64_t n = last - i < kMost ? last - i : kMost;
+    const auto run = n == 1   ? dense_taps<T, K, 1, kEdge, M, E>
+                     : n == 2 ? dense_taps<T, K, 2, kEdge, M, E>
+                              : dense_taps<T, K, kMost, kEdge, M, E>;
+    run(map, sums.grad + i * sums.grad_row, sums.grad_row, sums.grad_plane, sums.channels, sums.first,
+        sums.out + (r - i) * K * sums.tap_stride + i * sums.out_row, sums.out_row - K * sums.tap_stride, sums.tap_stride,
+        sums.lanes);
+    i += n;
+  }
 }
 
 // The same for any taps; `offset[t]` is tap t's distance from `map`. Taps behind the last repeat it and are not stored.

@@ -25,23 +25,14 @@ constexpr Places upper_halves() {
   return p;
 }
 
-// Elements kShift, kShift + 1, ... to places 1, 3, 5, ...
-template <int kShift>
+// Elements 0, 1, 2, ... to places 1, 3, 5, ...
 constexpr Places to_upper_halves() {
   Places p{};
-  for (int k = 0; k < 16; ++k) p.at[2 * k + 1] = static_cast<int16_t>((kShift + k) % 32);
+  for (int k = 0; k < 16; ++k) p.at[2 * k + 1] = static_cast<int16_t>(k);
   return p;
 }
 
-constexpr Places kUpperHalves = upper_halves();
-template <int kShift>
-constexpr Places kToUpperHalves = to_upper_halves<kShift>();
-
-// Elements kShift, ..., kShift + 15 of 32 BFloat16, which are the upper halves of floats.
-template <int kShift>
-LGLD_INLINE __m512 widened_at(__m512i h) {
-  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, kToUpperHalves<kShift>.vector(), h));
-}
+constexpr Places kUpperHalves = upper_halves(), kToUpperHalves = to_upper_halves();
 
 template <class T>
 struct Vec;
@@ -130,7 +121,11 @@ struct Vec<float> {
 
  private:
   static LGLD_INLINE Vec widened(const Float16*, __m256i h) { return {_mm512_cvtph_ps(h)}; }
-  static LGLD_INLINE Vec widened(const BFloat16*, __m256i h) { return {widened_at<0>(_mm512_castsi256_si512(h))}; }
+  // One shuffle; extending and shifting would be two.
+  static LGLD_INLINE Vec widened(const BFloat16*, __m256i h) {
+    const __m512i halves = _mm512_castsi256_si512(h);
+    return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, kToUpperHalves.vector(), halves))};
+  }
   LGLD_INLINE __m256i narrowed(Float16*) const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // Adding 0x7fff, or 0x8000 where the last bit that stays is set, rounds to the nearest in the upper half. The fix-up puts
   // the NaN itself, made quiet, in place of what came of it, and leaves all other results (a table of responses: 2, 2, 0, ...).
@@ -219,21 +214,6 @@ struct Window {
     } else {
       return {_mm512_castsi512_pd(_mm512_alignr_epi64(bits(high.v), bits(low.v), kShift))};
     }
-  }
-};
-
-// One load, and one permutation a shift that widens too.
-template <>
-struct Window<float, BFloat16> {
-  __m512i both;
-  static LGLD_INLINE Window load(const BFloat16* p) { return {_mm512_loadu_si512(p)}; }
-  static LGLD_INLINE Window load_within(const BFloat16* p, int first, int last) {
-    return {_mm512_maskz_loadu_epi16(bits_within(first, last), p)};
-  }
-  template <int kShift>
-  LGLD_INLINE Vec<float> at() const {
-    static_assert(kShift <= Vec<float>::kLanes);
-    return {widened_at<kShift>(both)};
   }
 };
 
