@@ -135,34 +135,46 @@ LGLD_INLINE void pack_row(T* dst, int64_t end, int64_t left, const S* src, int64
 // Elements [left, right) of the `filled` ones of a strip's row stand for columns of the tensor, first + k * step, that exist.
 struct Existing {
   int64_t left, right;
-  Existing(int64_t width, int64_t first, int64_t step, int64_t filled)
-      : left(clamp(ceil_div(-first, step), 0, filled)), right(clamp(ceil_div(width - first, step), left, filled)) {}
+  Existing(int64_t width, int64_t first, int64_t step, int64_t filled) {
+    // Two divisions take longer than packing a short row.
+    const auto position = [&](int64_t column) { return step == 1 ? column - first : ceil_div(column - first, step); };
+    left = clamp(position(0), 0, filled);
+    right = clamp(position(width), left, filled);
+  }
 };
 
-// Rows [top, bottom) of one plane's strip, which lie inside the tensor.
+// Rows [top, bottom) of `count` planes' strips, which lie inside the tensor.
 template <class T, class S>
-void pack_rows(const Planes<S>& src, const StripOrigin& at, int64_t top, int64_t bottom, const StripLayout& layout, T* dst) {
+void pack_rows(const Planes<S>& src, int64_t count, const StripOrigin& at, int64_t top, int64_t bottom,
+               const StripLayout& layout, T* dst) {
   if (at.col_step == 2 && src.column == 1 && layout.phases == 2) {
-    for (int64_t r = top; r < bottom; ++r)
-      pack_row_by_two(dst + r * layout.row_pitch, layout, src.data + (at.row + r) * src.row, at.col, src.width);
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t r = top; r < bottom; ++r)
+        pack_row_by_two(dst + c * layout.plane_pitch + r * layout.row_pitch, layout,
+                        src.data + c * src.channel + (at.row + r) * src.row, at.col, src.width);
     return;
   }
   const int64_t step = at.col_step * src.column;
+  // Copies: the compiler would read the layout again behind each store of a vector.
+  const int64_t filled = layout.filled, row_pitch = layout.row_pitch, src_row = src.row;
   for (int64_t phase = 0; phase < layout.phases; ++phase) {
     const int64_t first = at.col + phase;
-    const auto [left, right] = Existing(src.width, first, at.col_step, layout.filled);
+    const Existing columns(src.width, first, at.col_step, filled);
+    const int64_t left = columns.left, right = columns.right;
     const int64_t behind = right / Vec<T>::kLanes * Vec<T>::kLanes;
-    const S* in = src.data + (at.row + top) * src.row + (first + left * at.col_step) * src.column;
-    T* out = dst + top * layout.row_pitch + phase * layout.pitch;
-    for (int64_t r = top; r < bottom; ++r, in += src.row, out += layout.row_pitch) {
-      if (step == 1) {
-        pack_row(out, layout.filled, left, in, right - left);
-        continue;
+    for (int64_t c = 0; c < count; ++c) {
+      const S* in = src.data + c * src.channel + (at.row + top) * src_row + (first + left * at.col_step) * src.column;
+      T* out = dst + c * layout.plane_pitch + top * row_pitch + phase * layout.pitch;
+      for (int64_t r = top; r < bottom; ++r, in += src_row, out += row_pitch) {
+        if (step == 1) {
+          pack_row(out, filled, left, in, right - left);
+          continue;
+        }
+        zero_vectors(out, left);
+        // What is filled is a whole number of vectors, so the zeros on the right can go in first, as such.
+        zero_vectors(out + behind, filled - behind);
+        for (int64_t k = left; k < right; ++k) out[k] = widened<T>(in[(k - left) * step]);
       }
-      zero_vectors(out, left);
-      // What is filled is a whole number of vectors, so the zeros on the right can go in first, as such.
-      zero_vectors(out + behind, layout.filled - behind);
-      for (int64_t k = left; k < right; ++k) out[k] = widened<T>(in[(k - left) * step]);
     }
   }
 }
@@ -237,9 +249,7 @@ void pack_planes(const Planes<S>& src, int64_t count, const StripOrigin& at, con
     pack_pixel_rows(src, count, at, top, bottom, layout, dst);
     return;
   }
-  for (int64_t c = 0; c < count; ++c)
-    pack_rows<T, S>({src.data + c * src.channel, src.channel, src.row, src.column, src.height, src.width}, at, top, bottom,
-                    layout, dst + c * layout.plane_pitch);
+  pack_rows(src, count, at, top, bottom, layout, dst);
 }
 
 // Rows and columns of a strip of one phase to a plane of a tensor.

@@ -301,7 +301,8 @@ void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& gr
       const TapSums<M, E> sums{grad.data + j, grad.row, grad.tap, channels, first, out + j, out_row, out_plane, lanes};
       const DenseMap<M> tile = tile_at(map, r, j, 1);
       const bool inside = tile.first_row == 0 && tile.last_row == 1 && tile.first_column == 0 && tile.last_column == 2 * kLanes;
-      const auto run = inside && lanes == kLanes ? tap_rows_of<false, T, M, E>(k) : tap_rows_of<true, T, M, E>(k);
+      const bool readable = lanes == kLanes || grad.slack;
+      const auto run = inside && readable ? tap_rows_of<false, T, M, E>(k) : tap_rows_of<true, T, M, E>(k);
       run(tile, sums, r, t.rows);
     }
 }
@@ -381,14 +382,12 @@ void grad_weight_tiles(const Involution2dPlan& p, const Strided<const S>& grad_y
         dense(packed_view(p.map, strips), grad);
         continue;
       }
-      if constexpr (std::is_same_v<T, E>) {
-        for (int64_t i = 0; i < t.rows; ++i)
-          for (int64_t j = 0; j < t.cols; j += V::kLanes)
-            for (int64_t k = 0; k < taps; k += kSparseTaps)
-              sparse_taps(strips + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, offset + k, taps - k,
-                          grad.data + i * grad.row + j, grad.tap, channels, c0 == 0, out.data + k * out.plane + i * out.row + j,
-                          out.plane, lanes_left<T>(t.cols - j));
-      }
+      for (int64_t i = 0; i < t.rows; ++i)
+        for (int64_t j = 0; j < t.cols; j += V::kLanes)
+          for (int64_t k = 0; k < taps; k += kSparseTaps)
+            sparse_taps(strips + i * s.stride_h * p.map.row_pitch + j, p.map.plane_pitch, offset + k, taps - k,
+                        grad.data + i * grad.row + j, grad.tap, channels, c0 == 0, out.data + k * out.plane + i * out.row + j,
+                        out.plane, lanes_left<T>(t.cols - j));
     }
     out.finish(p, result, t, t.group * taps, taps);
   }

@@ -87,7 +87,7 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   const bool packs_widened = !in_place || (!r.grad_weight() && s.group_channels() >= 8 * k.dense_channels);
   p.packs_other = p.channels_last ? r.widens() : r.grad_x() || !r.format.unit_other || (r.widens() && packs_widened);
   // A result of 16 bit is not added to. Strips of more channels would leave the second cache.
-  p.sums_whole = p.sums_rows || (r.grad_weight() && p.dense && r.widens() && (p.direct || s.group_channels() <= kMostWhole));
+  p.sums_whole = p.sums_rows || (r.grad_weight() && r.widens() && (p.direct || s.group_channels() <= kMostWhole));
   const bool stages_widened = r.grad_weight() ? !p.sums_whole : !p.direct && p.packs_other;
   p.stages_result = !p.channels_last && !p.sums_rows && (!r.format.unit_result || (r.widens() && stages_widened));
 }

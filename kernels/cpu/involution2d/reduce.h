@@ -13,7 +13,8 @@ constexpr int kSparseTaps = 8;
 
 // One row of K taps for a vector of each of kRows rows of results, in which they are the row above each other: acc[row][tap] +=
 // sum_c grad[row][c] * map[c][tap]. `out`: tap 0 of the first row of results, `out_step` from there to the next row's. What has
-// been summed before the first channel is in `out`, unless they are the first; 16-bit results are summed in one go.
+// been summed before the first channel is in `out`, unless they are the first; 16-bit results are summed in one go. kEdge: the
+// window leaves the map, or a whole vector of grad cannot be read; masked loads take the multiply-adds' unit, too.
 template <class T, int K, int kRows, bool kEdge, class M, class E>
 __attribute__((noinline)) void dense_taps(const DenseMap<M>& map, const M* grad, int64_t grad_row, int64_t grad_plane,
                                           int64_t channels, bool first, E* out, int64_t out_step, int64_t tap_stride,
@@ -26,10 +27,11 @@ __attribute__((noinline)) void dense_taps(const DenseMap<M>& map, const M* grad,
       run(acc[m][v], out + m * out_step + v * tap_stride);
     });
   };
+  const bool whole = lanes == V::kLanes;
   each_tap([&](V& sum, E* at) LGLD_INLINE_LAMBDA {
     sum = V::zero();
     if constexpr (std::is_same_v<T, E>) {
-      if (!first) sum = kEdge ? V::load_partial(at, lanes) : V::load(at);
+      if (!first) sum = whole ? V::load(at) : V::load_partial(at, lanes);
     }
   });
   const bool outside = kEdge && map.first_row >= map.last_row;
@@ -47,13 +49,12 @@ __attribute__((noinline)) void dense_taps(const DenseMap<M>& map, const M* grad,
       unroll<kRows>([&](auto m) LGLD_INLINE_LAMBDA { acc[m][v] = V::fma(shifted, g[m], acc[m][v]); });
     });
   }
-  each_tap([&](const V& sum, E* at) LGLD_INLINE_LAMBDA {
-    if (kEdge) {
-      sum.store_partial(at, lanes);
-    } else {
-      sum.store(at);
-    }
-  });
+  // Every accumulator is used on both sides, as in store_tile.
+  if (whole) {
+    each_tap([&](const V& sum, E* at) LGLD_INLINE_LAMBDA { sum.store(at); });
+  } else {
+    each_tap([&](const V& sum, E* at) LGLD_INLINE_LAMBDA { sum.store_partial(at, lanes); });
+  }
 }
 
 // What a task's results are a function of: grad_y under them, and where they go.
@@ -86,15 +87,18 @@ void dense_tap_rows(const DenseMap<M>& map, const TapSums<M, E>& sums, int64_t r
 }
 
 // The same for any taps; `offset[t]` is tap t's distance from `map`. Taps behind the last repeat it and are not stored.
-template <class T>
+template <class T, class E>
 LGLD_INLINE void sparse_taps(const T* map, int64_t plane_pitch, const int64_t* offset, int64_t tap_count, const T* grad,
-                             int64_t grad_plane, int64_t channels, bool first, T* out, int64_t tap_stride, int lanes) {
+                             int64_t grad_plane, int64_t channels, bool first, E* out, int64_t tap_stride, int lanes) {
   using V = Vec<T>;
   V acc[kSparseTaps];
   const T* x[kSparseTaps];
   unroll<kSparseTaps>([&](auto t) LGLD_INLINE_LAMBDA {
     x[t] = map + offset[t < tap_count ? t.value : tap_count - 1];
-    acc[t] = first || t >= tap_count ? V::zero() : V::load_partial(out + t * tap_stride, lanes);
+    acc[t] = V::zero();
+    if constexpr (std::is_same_v<T, E>) {
+      if (!first && t < tap_count) acc[t] = V::load_partial(out + t * tap_stride, lanes);
+    }
   });
   for (int64_t c = 0; c < channels; ++c, grad += grad_plane) {
     const V g = V::load_partial(grad, lanes);
