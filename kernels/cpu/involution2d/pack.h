@@ -102,6 +102,7 @@ LGLD_INLINE void pack_row(T* dst, int64_t end, int64_t left, const S* src, int64
   using V = Vec<T>;
   constexpr int64_t kLanes = V::kLanes;
   if constexpr (kMaskedWindows) {
+    // A short row whole, in one or two vectors that have its zeros.
     if (end <= 2 * kLanes) {
       V low, high;
       load_two_within<T>(src - left, static_cast<int>(left), static_cast<int>(left + n), low, high);

@@ -52,34 +52,37 @@ struct Vec<float> {
         _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(_mm256_add_ps(n.v, _mm256_set1_ps(0x1.8p23f + 127))), 23))};
   }
 
-  static LGLD_INLINE Vec load(const Float16* p) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-  }
-  static LGLD_INLINE Vec load(const BFloat16* p) {
-    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))};
-  }
+  static LGLD_INLINE Vec load(const Float16* p) { return widened(p, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static LGLD_INLINE Vec load(const BFloat16* p) { return widened(p, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   template <class H>
   static LGLD_INLINE Vec load_partial(const H* p, int n) {
-    return load(Staged<H, kLanes>::load(p, n).lane);
+    const HalfBits bits = HalfBits::load(p, n);
+    return widened(p, _mm_set_epi64x(static_cast<int64_t>(bits.high), static_cast<int64_t>(bits.low)));
   }
-  LGLD_INLINE void store(Float16* p) const {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  template <class H>
+  LGLD_INLINE void store(H* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(p));
   }
-  LGLD_INLINE void store(BFloat16* p) const {
+  template <class H>
+  LGLD_INLINE void store_partial(H* p, int n) const {
+    const __m128i half = narrowed(p);
+    const HalfBits bits{static_cast<uint64_t>(_mm_cvtsi128_si64(half)), static_cast<uint64_t>(_mm_extract_epi64(half, 1))};
+    bits.store(p, n);
+  }
+
+ private:
+  static LGLD_INLINE Vec widened(const Float16*, __m128i h) { return {_mm256_cvtph_ps(h)}; }
+  static LGLD_INLINE Vec widened(const BFloat16*, __m128i h) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))};
+  }
+  LGLD_INLINE __m128i narrowed(Float16*) const { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  LGLD_INLINE __m128i narrowed(BFloat16*) const {
     const __m256i bits = _mm256_castps_si256(v), upper = _mm256_srli_epi32(bits, 16);
     const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     const __m256i half = _mm256_blendv_epi8(rounded, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), nan);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
-  }
-  template <class H>
-  LGLD_INLINE void store_partial(H* p, int n) const {
-    Staged<H, kLanes> s;
-    store(s.lane);
-    s.store(p, n);
+    return _mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
   }
 };
 

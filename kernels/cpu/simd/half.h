@@ -64,17 +64,43 @@ LGLD_INLINE BFloat16 narrow(float value, BFloat16) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-// Rows of a vector's length in which the sets without masked access prepare partial loads and stores of small elements.
-template <class E, int kLanes>
-struct Staged {
-  E lane[kLanes];
-  static LGLD_INLINE Staged load(const E* p, int n) {
-    Staged s{};
-    for (int k = 0; k < n; ++k) s.lane[k] = p[k];
-    return s;
+// Up to 8 elements of 16 bit in general registers, for the sets without masked access to them: element k < 4 at bit 16 * k of
+// `low`. Moved in pieces of 8, 4 and 2 bytes, the last of which overlaps the one before, since a vector that is loaded from
+// where its elements have just been stored one by one waits for them.
+struct HalfBits {
+  uint64_t low, high;
+
+  // p[0, n) and zeros.
+  template <class H>
+  static LGLD_INLINE HalfBits load(const H* p, int n) {
+    if (n >= 4) return {piece<uint64_t>(p), n > 4 ? piece<uint64_t>(p + n - 4) >> 16 * (8 - n) : 0};
+    if (n >= 2) return {piece<uint32_t>(p) | uint64_t{piece<uint32_t>(p + n - 2)} << 16 * (n - 2), 0};
+    return {n == 1 ? piece<uint16_t>(p) : 0u, 0};
   }
-  LGLD_INLINE void store(E* p, int n) const {
-    for (int k = 0; k < n; ++k) p[k] = lane[k];
+
+  // The first n to p.
+  template <class H>
+  LGLD_INLINE void store(H* p, int n) const {
+    if (n >= 4) {
+      std::memcpy(p, &low, 8);
+      const uint64_t last = n == 4 ? low : n == 8 ? high : low >> 16 * (n - 4) | high << 16 * (8 - n);
+      std::memcpy(p + n - 4, &last, 8);
+    } else if (n >= 2) {
+      const uint32_t first = static_cast<uint32_t>(low), last = static_cast<uint32_t>(low >> 16 * (n - 2));
+      std::memcpy(p, &first, 4);
+      std::memcpy(p + n - 2, &last, 4);
+    } else if (n == 1) {
+      const uint16_t first = static_cast<uint16_t>(low);
+      std::memcpy(p, &first, 2);
+    }
+  }
+
+ private:
+  template <class U, class H>
+  static LGLD_INLINE U piece(const H* p) {
+    U bits;
+    std::memcpy(&bits, p, sizeof(U));
+    return bits;
   }
 };
 

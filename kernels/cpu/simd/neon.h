@@ -63,29 +63,29 @@ struct Vec<float> {
     return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(vaddq_f32(n.v, vdupq_n_f32(0x1.8p23f + 127))), 23))};
   }
 
-  static LGLD_INLINE Vec load(const Float16* p) {
-    return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))))};
-  }
-  static LGLD_INLINE Vec load(const BFloat16* p) {
-    return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
-  }
+  static LGLD_INLINE Vec load(const Float16* p) { return widened(p, vld1_u16(reinterpret_cast<const uint16_t*>(p))); }
+  static LGLD_INLINE Vec load(const BFloat16* p) { return widened(p, vld1_u16(reinterpret_cast<const uint16_t*>(p))); }
   template <class H>
   static LGLD_INLINE Vec load_partial(const H* p, int n) {
-    return load(Staged<H, kLanes>::load(p, n).lane);
+    return widened(p, vcreate_u16(HalfBits::load(p, n).low));
   }
-  LGLD_INLINE void store(Float16* p) const { vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(v))); }
-  LGLD_INLINE void store(BFloat16* p) const {
+  LGLD_INLINE void store(Float16* p) const { vst1_u16(reinterpret_cast<uint16_t*>(p), narrowed(p)); }
+  LGLD_INLINE void store(BFloat16* p) const { vst1_u16(reinterpret_cast<uint16_t*>(p), narrowed(p)); }
+  template <class H>
+  LGLD_INLINE void store_partial(H* p, int n) const {
+    HalfBits{vget_lane_u64(vreinterpret_u64_u16(narrowed(p)), 0), 0}.store(p, n);
+  }
+
+ private:
+  static LGLD_INLINE Vec widened(const Float16*, uint16x4_t h) { return {vcvt_f32_f16(vreinterpret_f16_u16(h))}; }
+  static LGLD_INLINE Vec widened(const BFloat16*, uint16x4_t h) { return {vreinterpretq_f32_u32(vshll_n_u16(h, 16))}; }
+  LGLD_INLINE uint16x4_t narrowed(Float16*) const { return vreinterpret_u16_f16(vcvt_f16_f32(v)); }
+  LGLD_INLINE uint16x4_t narrowed(BFloat16*) const {
     const uint32x4_t bits = vreinterpretq_u32_f32(v), upper = vshrq_n_u32(bits, 16);
     const uint32x4_t odd = vandq_u32(upper, vdupq_n_u32(1));
     const uint32x4_t rounded = vshrq_n_u32(vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd), 16);
     const uint32x4_t number = vceqq_f32(v, v);
-    vst1_u16(reinterpret_cast<uint16_t*>(p), vmovn_u32(vbslq_u32(number, rounded, vorrq_u32(upper, vdupq_n_u32(0x40)))));
-  }
-  template <class H>
-  LGLD_INLINE void store_partial(H* p, int n) const {
-    Staged<H, kLanes> s;
-    store(s.lane);
-    s.store(p, n);
+    return vmovn_u32(vbslq_u32(number, rounded, vorrq_u32(upper, vdupq_n_u32(0x40))));
   }
 };
 

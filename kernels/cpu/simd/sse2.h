@@ -69,9 +69,27 @@ struct Vec<float> {
     return {_mm_castsi128_ps(_mm_slli_epi32(_mm_castps_si128(_mm_add_ps(n.v, _mm_set1_ps(0x1.8p23f + 127))), 23))};
   }
 
+  template <class H>
+  static LGLD_INLINE Vec load(const H* p) {
+    return widened(p, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  template <class H>
+  static LGLD_INLINE Vec load_partial(const H* p, int n) {
+    return widened(p, _mm_cvtsi64_si128(static_cast<int64_t>(HalfBits::load(p, n).low)));
+  }
+  template <class H>
+  LGLD_INLINE void store(H* p) const {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), narrowed(p));
+  }
+  template <class H>
+  LGLD_INLINE void store_partial(H* p, int n) const {
+    HalfBits{static_cast<uint64_t>(_mm_cvtsi128_si64(narrowed(p))), 0}.store(p, n);
+  }
+
+ private:
   // The conversions of half.h on four lanes.
-  static LGLD_INLINE Vec load(const Float16* p) {
-    const __m128i h = _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
+  static LGLD_INLINE Vec widened(const Float16*, __m128i half) {
+    const __m128i h = _mm_unpacklo_epi16(half, _mm_setzero_si128());
     const __m128i magnitude = _mm_and_si128(h, _mm_set1_epi32(0x7fff)), moved = _mm_slli_epi32(magnitude, 13);
     const __m128i normal = _mm_add_epi32(moved, _mm_set1_epi32(112 << 23));
     const __m128 subnormal = _mm_mul_ps(_mm_cvtepi32_ps(magnitude), _mm_set1_ps(0x1p-24f));
@@ -81,15 +99,10 @@ struct Vec<float> {
     const __m128i value = select_bits(_mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7bff)), special, finite);
     return {_mm_castsi128_ps(_mm_or_si128(value, _mm_slli_epi32(_mm_andnot_si128(_mm_set1_epi32(0x7fff), h), 16)))};
   }
-  static LGLD_INLINE Vec load(const BFloat16* p) {
-    const __m128i h = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    return {_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), h))};
+  static LGLD_INLINE Vec widened(const BFloat16*, __m128i half) {
+    return {_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), half))};
   }
-  template <class H>
-  static LGLD_INLINE Vec load_partial(const H* p, int n) {
-    return load(Staged<H, kLanes>::load(p, n).lane);
-  }
-  LGLD_INLINE void store(Float16* p) const {
+  LGLD_INLINE __m128i narrowed(Float16*) const {
     const __m128i bits = _mm_castps_si128(v), magnitude = _mm_and_si128(bits, _mm_set1_epi32(0x7fffffff));
     const __m128i shifted = _mm_srli_epi32(magnitude, 13);
     const __m128i nan = _mm_or_si128(_mm_and_si128(shifted, _mm_set1_epi32(0x3ff)), _mm_set1_epi32(0x7e00));
@@ -101,27 +114,19 @@ struct Vec<float> {
     __m128i half = select_bits(_mm_cmplt_epi32(magnitude, _mm_set1_epi32(0x38800000)), subnormal, normal);
     half = select_bits(_mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x477fefff)), _mm_set1_epi32(0x7c00), half);
     half = select_bits(_mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7f800000)), nan, half);
-    store_words(p, _mm_or_si128(half, _mm_slli_epi32(_mm_srli_epi32(bits, 31), 15)));
+    return lower_halves(_mm_or_si128(half, _mm_slli_epi32(_mm_srli_epi32(bits, 31), 15)));
   }
-  LGLD_INLINE void store(BFloat16* p) const {
+  LGLD_INLINE __m128i narrowed(BFloat16*) const {
     const __m128i bits = _mm_castps_si128(v), upper = _mm_srli_epi32(bits, 16);
     const __m128i odd = _mm_and_si128(upper, _mm_set1_epi32(1));
     const __m128i rounded = _mm_srli_epi32(_mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), odd), 16);
     const __m128i nan = _mm_castps_si128(_mm_cmpunord_ps(v, v));
-    store_words(p, select_bits(nan, _mm_or_si128(upper, _mm_set1_epi32(0x40)), rounded));
+    return lower_halves(select_bits(nan, _mm_or_si128(upper, _mm_set1_epi32(0x40)), rounded));
   }
-  template <class H>
-  LGLD_INLINE void store_partial(H* p, int n) const {
-    Staged<H, kLanes> s;
-    store(s.lane);
-    s.store(p, n);
-  }
-
- private:
   // The lower 16 bits of each word. The only packing instruction saturates signed words, so they are made signed first.
-  static LGLD_INLINE void store_words(void* p, __m128i words) {
+  static LGLD_INLINE __m128i lower_halves(__m128i words) {
     const __m128i wrapped = _mm_srai_epi32(_mm_slli_epi32(words, 16), 16);
-    _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packs_epi32(wrapped, wrapped));
+    return _mm_packs_epi32(wrapped, wrapped);
   }
 };
 
