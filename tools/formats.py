@@ -3,7 +3,7 @@
     python tools/formats.py [--batch 1,8] [--rounds 40] [--threads 2]
 
 Forward, and forward with both gradients, on LGLD-Net's and RedNet's shapes: the median over the rounds of one round's ratio,
-whose calls were within some milliseconds of each other, and in brackets the ratio of the fastest calls. Each result is compared
+whose calls follow each other, and in brackets the ratio of the fastest calls. Each result is compared
 with float64 first.
 
 The C library is told to keep freed memory. Left alone, it hands large results back to the system or not depending on what was

@@ -11,10 +11,11 @@ template <int K>
 constexpr int kSharedRows = K == 3 || kVectorRegisters >= 32 ? 3 : 2;
 constexpr int kSparseTaps = 8;
 
-// One row of K taps for a vector of each of kRows rows of results, in which they are the row above each other: acc[row][tap] +=
-// sum_c grad[row][c] * map[c][tap]. `out`: tap 0 of the first row of results, `out_step` from there to the next row's. What has
-// been summed before the first channel is in `out`, unless they are the first; 16-bit results are summed in one go. kEdge: the
-// window leaves the map, or a whole vector of grad cannot be read; masked loads take the multiply-adds' unit, too.
+// K taps for a vector of each of kRows rows of results that read the same row of the map, the next row of results with the row
+// of taps above: acc[row][tap] += sum_c grad[row][c] * map[c][tap]. `out`: tap 0 of the first row of results, `out_step` from
+// there to the next row's. What has been summed before the first channel is in `out`, unless they are the first; 16-bit results
+// are summed in one go. kEdge: the window leaves the map, or a whole vector of grad cannot be read; masked loads take the
+// multiply-adds' unit, too.
 template <class T, int K, int kRows, bool kEdge, class M, class E>
 __attribute__((noinline)) void dense_taps(const DenseMap<M>& map, const M* grad, int64_t grad_row, int64_t grad_plane,
                                           int64_t channels, bool first, E* out, int64_t out_step, int64_t tap_stride,
