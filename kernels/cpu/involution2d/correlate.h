@@ -300,7 +300,7 @@ void dense_rows(const MapView<M>& map, const WeightMaps<W>& weight, S* out, int6
       const W* w[kRowBlock];
       for (int m = 0; m < kRowBlock; ++m) w[m] = weight.data + (m < tile_rows ? i + m : rows - 1) * weight.row + j;
       DenseMap<M> tile = tile_at(map, i, j, kMapRows);
-      const bool rows_inside = tile.first_row == 0 && tile.last_row == kMapRows;
+      const bool rows_inside = tile.has_rows(kMapRows);
       auto run = dense_tiles<K, Columns::kInside, M, W, S>;
       tiles = rows_inside && tile.first_column == 0 ? whole_tiles(j, 2 * kLanes) : 0;
       // With K = 3 a tile loads (48 unaligned + 36) vectors, 132 cache lines, for 144 multiply-adds; with larger windows
@@ -347,8 +347,7 @@ void dense_rows_keeping(const MapView<S>& map, const WeightMaps<S>& weight, S* o
       const S* w[kRowBlock];
       for (int m = 0; m < kRowBlock; ++m) w[m] = weight.data + (m < tile_rows ? i + m : rows - 1) * weight.row + j;
       const DenseMap<S> tile = tile_at(map, i, j, kMapRows);
-      const bool inside = tile.first_row == 0 && tile.last_row == kMapRows && tile.first_column == 0 &&
-                          tile.last_column == 2 * kLanes && lanes == kLanes;
+      const bool inside = tile.has_rows(kMapRows) && tile.has_columns(2 * kLanes) && lanes == kLanes;
       for (int64_t c = 0; c < channels; c += kChannelBlock) {
         const int64_t channel = c + kChannelBlock <= channels ? c : channels - kChannelBlock;
         DenseMap<S> block = tile;

@@ -22,6 +22,11 @@ struct DenseMap {
   int64_t row_pitch, plane_pitch;
   int first_row, last_row, first_column, last_column;
   unsigned before, after;  // kAligned: masks of what is inside the map on either side of the middle vectors
+
+  // Whether the map has all of the rows or columns that are read. Of comparisons joined by && the compiler makes one load of
+  // neighbours that were just stored one by one, which waits for every store before it, the last tile's results, too.
+  LGLD_INLINE bool has_rows(int rows) const { return (first_row | (last_row ^ rows)) == 0; }
+  LGLD_INLINE bool has_columns(int columns) const { return (first_column | (last_column ^ columns)) == 0; }
 };
 
 // Stands for a row outside the map.

@@ -101,16 +101,6 @@ template <class T, class S>
 LGLD_INLINE void pack_row(T* dst, int64_t end, int64_t left, const S* src, int64_t n) {
   using V = Vec<T>;
   constexpr int64_t kLanes = V::kLanes;
-  if constexpr (kMaskedWindows) {
-    // A short row whole, in one or two vectors that have its zeros.
-    if (end <= 2 * kLanes) {
-      V low, high;
-      load_two_within<T>(src - left, static_cast<int>(left), static_cast<int>(left + n), low, high);
-      low.store(dst);
-      if (end > kLanes) high.store(dst + kLanes);
-      return;
-    }
-  }
   int64_t k = left / kLanes * kLanes;
   // Up to the end of the row where it lies in the padding altogether; then the vector that the first element begins in.
   for (int64_t i = 0; i < k; i += kLanes) V::zero().store(dst + i);
@@ -131,6 +121,28 @@ LGLD_INLINE void pack_row(T* dst, int64_t end, int64_t left, const S* src, int64
     }
   }
   for (; k < end; k += kLanes) V::zero().store(dst + k);
+}
+
+// `rows` rows of each of `count` planes, of kVectors vectors that each have their zeros from a masked load. Masks are the same
+// for all rows.
+template <int kVectors, class T, class S>
+__attribute__((noinline)) void pack_short_rows(T* dst, const StripLayout& layout, int64_t left, const S* src, int64_t n,
+                                               int64_t row_stride, int64_t channel_stride, int64_t rows, int64_t count) {
+  using V = Vec<T>;
+  unsigned inside[kVectors];
+  unroll<kVectors>([&](auto k) LGLD_INLINE_LAMBDA {
+    const auto within = [&](int64_t at) { return static_cast<int>(clamp(at - k * V::kLanes, 0, V::kLanes)); };
+    inside[k] = bits_within(within(left), within(left + n));
+  });
+  const int64_t row_pitch = layout.row_pitch, plane_pitch = layout.plane_pitch;
+  for (int64_t c = 0; c < count; ++c, src += channel_stride, dst += plane_pitch) {
+    const S* in = src - left;
+    T* out = dst;
+    for (int64_t r = 0; r < rows; ++r, in += row_stride, out += row_pitch)
+      unroll<kVectors>([&](auto k) LGLD_INLINE_LAMBDA {
+        V::load_masked(in + k * V::kLanes, inside[k]).store(out + k * V::kLanes);
+      });
+  }
 }
 
 // Elements [left, right) of the `filled` ones of a strip's row stand for columns of the tensor, first + k * step, that exist.
@@ -163,6 +175,18 @@ void pack_rows(const Planes<S>& src, int64_t count, const StripOrigin& at, int64
     const Existing columns(src.width, first, at.col_step, filled);
     const int64_t left = columns.left, right = columns.right;
     const int64_t behind = right / Vec<T>::kLanes * Vec<T>::kLanes;
+    if constexpr (kMaskedWindows) {
+      if (step == 1 && filled <= 4 * Vec<T>::kLanes) {
+        const auto run = filled <= Vec<T>::kLanes       ? pack_short_rows<1, T, S>
+                         : filled <= 2 * Vec<T>::kLanes ? pack_short_rows<2, T, S>
+                         : filled <= 3 * Vec<T>::kLanes ? pack_short_rows<3, T, S>
+                                                        : pack_short_rows<4, T, S>;
+        run(dst + top * row_pitch + phase * layout.pitch, layout, left,
+            src.data + (at.row + top) * src_row + (first + left) * src.column, right - left, src_row, src.channel,
+            bottom - top, count);
+        continue;
+      }
+    }
     for (int64_t c = 0; c < count; ++c) {
       const S* in = src.data + c * src.channel + (at.row + top) * src_row + (first + left * at.col_step) * src.column;
       T* out = dst + c * layout.plane_pitch + top * row_pitch + phase * layout.pitch;
@@ -195,8 +219,21 @@ LGLD_INLINE void store_rows(const Vec<T> (&block)[Vec<T>::kLanes], S* out, int64
   }
 }
 
-// Rows [top, bottom) of `count` planes' strips where channels are neighbours: blocks of pixels x channels, transposed. They
-// begin at the first pixel that exists, so that the fewest cover the row.
+// Where the blocks of a row begin and end that its elements [left, right) are transposed in: at whole vectors, whose zeros come
+// with them, unless fewer blocks from the first element on do.
+template <class T>
+struct RowBlocks {
+  static constexpr int64_t kLanes = Vec<T>::kLanes;
+  int64_t begin, end;
+  explicit RowBlocks(const Existing& columns) {
+    const int64_t extent = ceil_div(columns.right - columns.left, kLanes) * kLanes;
+    begin = columns.left / kLanes * kLanes;
+    if (columns.right > begin + extent) begin = columns.left;
+    end = begin + extent;
+  }
+};
+
+// Rows [top, bottom) of `count` planes' strips where channels are neighbours: blocks of pixels x channels, transposed.
 template <class T, class S>
 void pack_pixel_rows(const Planes<S>& src, int64_t count, const StripOrigin& at, int64_t top, int64_t bottom,
                      const StripLayout& layout, T* dst) {
@@ -205,33 +242,36 @@ void pack_pixel_rows(const Planes<S>& src, int64_t count, const StripOrigin& at,
   const int64_t step = at.col_step * src.column;
   for (int64_t phase = 0; phase < layout.phases; ++phase) {
     const Existing columns(src.width, at.col + phase, at.col_step, layout.filled);
-    const int64_t behind = columns.right / kLanes * kLanes;
+    const RowBlocks<T> blocks(columns);
+    const int64_t behind = blocks.end / kLanes * kLanes;
     for (int64_t r = top; r < bottom; ++r) {
       T* const row = dst + r * layout.row_pitch + phase * layout.pitch;
       const S* const first = src.data + (at.row + r) * src.row + (at.col + phase) * src.column;
       for (int64_t c = 0; c < count; ++c) {
-        zero_vectors(row + c * layout.plane_pitch, columns.left);
+        zero_vectors(row + c * layout.plane_pitch, blocks.begin);
         zero_vectors(row + c * layout.plane_pitch + behind, layout.filled - behind);
       }
-      for (int64_t k = columns.left; k < columns.right; k += kLanes) {
-        const int pixels = static_cast<int>(columns.right - k < kLanes ? columns.right - k : kLanes);
+      for (int64_t k = blocks.begin; k < blocks.end; k += kLanes) {
+        const int before = static_cast<int>(clamp(columns.left - k, 0, kLanes));
+        const int pixels = static_cast<int>(clamp(columns.right - k, 0, kLanes));
+        const int lanes = static_cast<int>(clamp(layout.filled - k, 0, kLanes));
         for (int64_t c = 0; c < count; c += kLanes) {
           const S* pixel = first + k * step + c;
           const int channels = static_cast<int>(count - c < kLanes ? count - c : kLanes);
           V block[kLanes];
-          if (pixels == kLanes && channels == kLanes) {
+          if (before == 0 && pixels == kLanes && channels == kLanes) {
             unroll<kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
               block[m] = V::load(pixel);
               pixel += step;
             });
           } else {
             unroll<kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
-              block[m] = m < pixels ? V::load_partial(pixel, channels) : V::zero();
+              block[m] = m >= before && m < pixels ? V::load_partial(pixel, channels) : V::zero();
               pixel += step;
             });
           }
           transpose(block);
-          store_rows(block, row + c * layout.plane_pitch + k, layout.plane_pitch, channels, pixels);
+          store_rows(block, row + c * layout.plane_pitch + k, layout.plane_pitch, channels, lanes);
         }
       }
     }

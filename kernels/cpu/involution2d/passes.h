@@ -300,7 +300,7 @@ void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& gr
       const int lanes = lanes_left<T>(t.cols - j);
       const TapSums<M, E> sums{grad.data + j, grad.row, grad.tap, channels, first, out + j, out_row, out_plane, lanes};
       const DenseMap<M> tile = tile_at(map, r, j, 1);
-      const bool inside = tile.first_row == 0 && tile.last_row == 1 && tile.first_column == 0 && tile.last_column == 2 * kLanes;
+      const bool inside = tile.has_rows(1) && tile.has_columns(2 * kLanes);
       const bool readable = lanes == kLanes || grad.slack;
       const auto run = inside && readable ? tap_rows_of<false, T, M, E>(k) : tap_rows_of<true, T, M, E>(k);
       run(tile, sums, r, t.rows);

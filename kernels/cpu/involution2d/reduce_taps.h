@@ -85,32 +85,47 @@ void sum_tap_tile(const Involution2dPlan& p, const T* map, const Strided<const T
                   const Task& t) {
   constexpr int kPixels = kVectorPixels<T>;
   const int64_t channels = p.shape.group_channels();
+  const bool in_place = result.channel == 1;
   Scattered<S, K> scattered;
+  S* const tile_result = corner_of(result, t, t.group * p.shape.taps());
+  const T* const tile_grad = grad.data + t.row * grad.row + t.col * grad.column;
   for (int64_t i = 0; i < t.rows; i += kSumRows) {
     const int rows = static_cast<int>(t.rows - i < kSumRows ? t.rows - i : kSumRows);
     const auto run = rows == 1   ? sum_tap_rows<T, S, K, 1>
                      : rows == 2 ? sum_tap_rows<T, S, K, 2>
                                  : sum_tap_rows<T, S, K, kSumRows>;
-    for (int64_t j = 0; j < t.cols; j += j % kRowLanes == kRowLanes - 1 ? (kPixels - 1) * kRowLanes + 1 : 1) {
+    for (int64_t start = 0; start < t.cols; start += kPixels * kRowLanes) {
       const T* g[kSumRows][kPixels];
-      S *out[kSumRows][kPixels], *corner[kSumRows][kPixels];
+      S *corner[kSumRows][kPixels], *out[kSumRows][kPixels];
       for (int m = 0; m < kSumRows; ++m)
         for (int q = 0; q < kPixels; ++q) {
-          const int64_t row = i + (m < rows ? m : 0), column = j + q * kRowLanes;
-          const bool exists = m < rows && column < t.cols;
-          g[m][q] = grad.data + (t.row + row) * grad.row + (t.col + (exists ? column : j)) * grad.column;
-          corner[m][q] =
-              exists ? corner_of(result, t, t.group * p.shape.taps()) + row * result.row + column * result.column : nullptr;
-          out[m][q] = exists && result.channel != 1 ? scattered.taps[m][q] : corner[m][q];
+          const int64_t row = i + (m < rows ? m : 0), column = start + q * kRowLanes;
+          // Of a second pixel that does not exist the first one's gradient is read.
+          g[m][q] = tile_grad + row * grad.row + (column < t.cols ? column : start) * grad.column;
+          corner[m][q] = tile_result + row * result.row + column * result.column;
+          out[m][q] = in_place ? corner[m][q] : scattered.taps[m][q];
         }
-      for (int m = 0; m < rows; ++m)
-        for (int q = 0; q < kPixels; ++q)
-          if (corner[m][q] != nullptr) prefetch<true>(corner[m][q] + result.column, K * K);
-      run(map + i * p.map.row_pitch + j, p.map.row_pitch, p.map.plane_pitch, g, channels, out);
-      if (result.channel == 1) continue;
-      for (int m = 0; m < rows; ++m)
-        for (int q = 0; q < kPixels; ++q)
-          for (int k = 0; corner[m][q] != nullptr && k < K * K; ++k) corner[m][q][k * result.channel] = out[m][q][k];
+      const int64_t most = t.cols - start < kRowLanes ? t.cols - start : kRowLanes;
+      int pixels = t.cols - start > kRowLanes ? kPixels : 1;
+      for (int64_t j = 0; j < most; ++j) {
+        if (kPixels == 2 && pixels == 2 && start + j + kRowLanes >= t.cols) {
+          pixels = 1;
+          for (int m = 0; m < rows; ++m) g[m][kPixels - 1] = g[m][0];
+        }
+        if (pixels < kPixels)
+          for (int m = 0; m < rows; ++m) out[m][kPixels - 1] = nullptr;
+        for (int m = 0; m < rows; ++m)
+          for (int q = 0; q < pixels; ++q) prefetch<true>(corner[m][q] + result.column, K * K);
+        run(map + i * p.map.row_pitch + start + j, p.map.row_pitch, p.map.plane_pitch, g, channels, out);
+        for (int m = 0; m < rows; ++m)
+          for (int q = 0; q < kPixels; ++q) {
+            if (!in_place && q < pixels)
+              for (int k = 0; k < K * K; ++k) corner[m][q][k * result.channel] = out[m][q][k];
+            g[m][q] += grad.column;
+            corner[m][q] += result.column;
+            if (in_place && q < pixels) out[m][q] += result.column;
+          }
+      }
     }
   }
 }
