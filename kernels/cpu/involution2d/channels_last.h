@@ -16,10 +16,10 @@ Strided<const T> pixels_of(const Planes<S>& src, const PixelRegion& region, int6
   return copy_region(src, row, region.rows, col, region.columns, channels, pads, copy);
 }
 
-// The rows and columns of the map that taps may read.
-inline Extent extent_of(const Involution2dPlan& p, int64_t size) {
+// The columns of the map that taps may read.
+inline Extent columns_of(const Involution2dPlan& p, int64_t width) {
   constexpr int64_t kAny = int64_t{1} << 40;
-  return p.pads ? Extent{-kAny, kAny} : Extent{0, size};
+  return p.pads ? Extent{-kAny, kAny} : Extent{0, width};
 }
 
 // Both passes: `each_phase(task, run)` calls run(rows, columns) for the axes of every phase of a task's pixels; `window` is the
@@ -71,8 +71,8 @@ void forward_pixels(const Involution2dPlan& p, const Strided<const S>& x, const 
   const Involution2dShape& s = p.shape;
   const auto window = [&](const Task& t) { return Corner2d{t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w}; };
   pixel_tasks(p, x, weight, y, false, begin, end, memory, window, [&](const Task& t, AxisTap* taps, auto run) {
-    run(forward_axis(taps, t.row, t.rows, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, extent_of(p, s.height)),
-        forward_axis(taps + s.kernel_h, t.col, t.cols, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, extent_of(p, s.width)));
+    run(forward_axis(taps, t.row, t.rows, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, Extent{0, s.height}),
+        forward_axis(taps + s.kernel_h, t.col, t.cols, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, columns_of(p, s.width)));
   });
 }
 
@@ -87,9 +87,9 @@ void grad_x_pixels(const Involution2dPlan& p, const Strided<const S>& grad_y, co
   pixel_tasks(p, grad_y, weight, result, true, begin, end, memory, window, [&](const Task& t, AxisTap* taps, auto run) {
     for (int64_t i = 0; i < s.stride_h && i < t.rows; ++i)
       for (int64_t j = 0; j < s.stride_w && j < t.cols; ++j)
-        run(grad_x_axis(taps, t.row, t.rows, i, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, extent_of(p, s.out_height)),
+        run(grad_x_axis(taps, t.row, t.rows, i, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, Extent{0, s.out_height}),
             grad_x_axis(taps + s.kernel_h, t.col, t.cols, j, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w,
-                        extent_of(p, s.out_width)));
+                        columns_of(p, s.out_width)));
   });
 }
 

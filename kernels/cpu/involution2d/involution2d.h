@@ -68,7 +68,7 @@ struct Involution2dPlan {
   StripLayout result;  // where the result is staged
   // channels_last: what of the map (of grad_y where vectors are rows of taps) and of weight a task copies; no channels: nothing
   PixelRegion pixels, pixel_weights;
-  bool pads;                            // pixels are copied with zeros around them
+  bool pads;                            // pixels are copied with zeros beside their rows
   bool channels_last;                   // forward and grad_x: the kernels whose vectors are channels
   bool sums_lanes;                      // grad_weight: the same
   bool sums_rows;                       // grad_weight: vectors are rows of taps

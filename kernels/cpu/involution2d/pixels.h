@@ -201,7 +201,7 @@ struct AxisTap {
 };
 static_assert(sizeof(AxisTap) == kAxisTapBytes, "plan.cpp sizes the lists by it");
 
-// Rows (or columns) of the map that exist: those of the tensor, or more in a copy with zeros around.
+// Rows (or columns) of the map that exist: those of the tensor, or more columns in a copy with zeros beside it.
 struct Extent {
   int64_t begin, end;
 };
@@ -260,67 +260,70 @@ template <class T, class S>
 void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const T>& map,
                  const Strided<const T>& weight, const Strided<S>& out, const PixelGroups& groups, PixelTap* taps) {
   Segment r, c;
-  for (int64_t i = 0; i < rows.count; i = r.end) {
-    r = segment_at(rows, i);
-    for (int64_t j = 0; j < columns.count; j = c.end) {
-      c = segment_at(columns, j);
-      int64_t count = 0;
-      for (int64_t u = r.first; u < r.last; ++u)
-        for (int64_t v = c.first; v < c.last; ++v) {
-          const AxisTap &a = rows.taps[u], &b = columns.taps[v];
-          taps[count++] = {(a.map + r.begin * rows.advance) * map.row + (b.map + c.begin * columns.advance) * map.column,
-                           (a.tap * kernel_w + b.tap) * weight.channel + (a.weight + r.begin) * weight.row +
-                               (b.weight + c.begin) * weight.column};
-        }
+  for (int64_t j = 0; j < columns.count; j = c.end) {
+    c = segment_at(columns, j);
+    const int64_t row_taps = c.last - c.first;
+    // Every row's, as row 0 would read them: rectangles further down take some of the list.
+    PixelTap* next = taps;
+    for (int64_t u = 0; u < rows.tap_count; ++u)
+      for (int64_t v = c.first; v < c.last; ++v) {
+        const AxisTap &a = rows.taps[u], &b = columns.taps[v];
+        *next++ = {a.map * map.row + (b.map + c.begin * columns.advance) * map.column,
+                   (a.tap * kernel_w + b.tap) * weight.channel + a.weight * weight.row + (b.weight + c.begin) * weight.column};
+      }
+    for (int64_t i = 0; i < rows.count; i = r.end) {
+      r = segment_at(rows, i);
+      const PixelTap* const list = taps + r.first * row_taps;
+      const int64_t count = (r.last - r.first) * row_taps;
       const PixelSteps down{rows.advance * map.row, weight.row, rows.step * out.row};
       const PixelSteps along{columns.advance * map.column, weight.column, columns.step * out.column};
       const int64_t height = r.end - r.begin, width = c.end - c.begin;
       const bool wide = width >= height;
       const PixelSteps& line = wide ? down : along;
-      PixelRun run{wide ? along : down, wide ? width : height, taps, count, 0, 0};
-      const int64_t row_taps = c.last - c.first;
+      PixelRun run{wide ? along : down, wide ? width : height, list, count, 0, 0};
       if (wide && row_taps > 1 && taps[1].map - taps[0].map == along.map) {
         run.row_taps = row_taps;
         run.tap = taps[1].weight - taps[0].weight;
       }
-      S* corner =
-          out.data + (rows.first + r.begin * rows.step) * out.row + (columns.first + c.begin * columns.step) * out.column;
-      const T* const first = weight.data + (count > 0 ? taps[0].weight : 0);
+      const T* x = map.data + r.begin * down.map;
+      const T* w = weight.data + r.begin * down.weight;
+      S* y = out.data + (rows.first + r.begin * rows.step) * out.row + (columns.first + c.begin * columns.step) * out.column;
       for (int64_t k = 0; k < (wide ? height : width); ++k) {
         if (groups.fetch && count > 0)
           for (int64_t q = 0; q < run.count; ++q)
-            prefetch<false>(first + (k + 1) * line.weight + q * run.step.weight, groups.weight);
-        pixel_run(map.data + k * line.map, weight.data + k * line.weight, corner + k * line.out, run, groups);
+            prefetch<false>(w + list[0].weight + line.weight + q * run.step.weight, groups.weight);
+        pixel_run(x, w, y, run, groups);
+        x += line.map, w += line.weight, y += line.out;
       }
     }
   }
 }
 
-// Rows [row, row + rows) and columns [col, col + cols) of src, `channels` of them, widened to dst without gaps: pixel by pixel
-// where channels are neighbours, else plane by plane. Those outside src are zeros where `pads`, else they are left out. What is
-// returned addresses the copy by src's own rows and columns.
+// Rows [row, row + rows) and columns [col, col + cols) of src, `channels` of them, widened to dst: pixel by pixel where channels
+// are neighbours, else plane by plane. Rows outside src are left out, and columns, too, unless `pads`, which has zeros in their
+// place; those on the right of one row are those on the left of the next. What is returned addresses the copy by src's own rows
+// and columns.
 template <class T, class S>
 Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t channels,
                              bool pads, T* dst) {
   using V = Vec<T>;
-  const int64_t top = clamp(row, 0, src.height), bottom = clamp(row + rows, top, src.height);
-  const int64_t left = clamp(col, 0, src.width), right = clamp(col + cols, left, src.width);
-  const int64_t top0 = pads ? row : top, left0 = pads ? col : left;
-  const int64_t height = pads ? rows : bottom - top, width = pads ? cols : right - left;
+  const int64_t top = clamp(row, 0, src.height), height = clamp(row + rows, top, src.height) - top;
+  const int64_t left = clamp(col, 0, src.width), existing = clamp(col + cols, left, src.width) - left;
+  // A region beside src is columns of zeros.
+  const int64_t before = !pads ? 0 : existing > 0 ? left - col : cols, after = pads ? cols - before - existing : 0;
+  const int64_t width = existing + (before > after ? before : after), left0 = pads ? col : left;
   const auto clear = [](T* at, int64_t n) {
     int64_t k = 0;
     for (; k + V::kLanes <= n; k += V::kLanes) V::zero().store(at + k);
     if (k < n) V::zero().store_partial(at + k, static_cast<int>(n - k));
   };
-  // What lies to the right of one row and to the left of the next is in one piece. A region beside src has no such rows.
+  // `pixel`: elements from one column to the next.
   const auto surround = [&](T* plane, int64_t pixel) {
-    int64_t done = 0;
-    for (int64_t i = top; i < bottom && left < right; ++i) {
-      const int64_t begin = ((i - top0) * width + left - left0) * pixel;
-      clear(plane + done, begin - done);
-      done = begin + (right - left) * pixel;
-    }
-    clear(plane + done, height * width * pixel - done);
+    if (!pads || height == 0) return;
+    clear(plane, before * pixel);
+    for (int64_t i = 1; i < height; ++i)
+      clear(plane + (before + existing + (i - 1) * width) * pixel, (width - existing) * pixel);
+    clear(plane + (before + existing + (height - 1) * width) * pixel, after * pixel);
   };
   const auto copy = [](T* to, const S* from, int64_t step, int64_t n) {
     int64_t k = 0;
@@ -333,20 +336,20 @@ Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, in
     for (; k < n; ++k) to[k] = widened<T>(from[k * step]);
   };
   if (src.channel == 1) {
-    if (pads) surround(dst, channels);
-    for (int64_t i = top; i < bottom; ++i)
-      for (int64_t j = left; j < right; ++j)
-        copy(dst + ((i - top0) * width + j - left0) * channels, src.data + i * src.row + j * src.column, 1, channels);
-    return {dst - (top0 * width + left0) * channels, 0, 1, width * channels, channels};
+    surround(dst, channels);
+    for (int64_t i = 0; i < height; ++i)
+      for (int64_t j = 0; j < existing; ++j)
+        copy(dst + (i * width + before + j) * channels, src.data + (top + i) * src.row + (left + j) * src.column, 1, channels);
+    return {dst - (top * width + left0) * channels, 0, 1, width * channels, channels};
   }
-  const int64_t plane = height * width;
+  const int64_t plane = height * width + (before < after ? before : after);
   for (int64_t c = 0; c < channels; ++c) {
-    if (pads) surround(dst + c * plane, 1);
-    for (int64_t i = top; i < bottom; ++i)
-      copy(dst + c * plane + (i - top0) * width + left - left0, src.data + c * src.channel + i * src.row + left * src.column,
-           src.column, right - left);
+    surround(dst + c * plane, 1);
+    for (int64_t i = 0; i < height; ++i)
+      copy(dst + c * plane + i * width + before, src.data + c * src.channel + (top + i) * src.row + left * src.column,
+           src.column, existing);
   }
-  return {dst - top0 * width - left0, 0, plane, width, 1};
+  return {dst - top * width - left0, 0, plane, width, 1};
 }
 
 }  // namespace

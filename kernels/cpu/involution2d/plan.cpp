@@ -126,7 +126,7 @@ void lay_out_pixels(const Request& r, Involution2dPlan& p) {
   p.planes = r.kernels.pixel_channels[r.is_double()];
   const PixelRegion window{span(p.row_tile, r.reach_h(), s.stride_h), span(p.col_tile, r.reach_w(), s.stride_w), p.planes};
   // Unless it is mostly zeros.
-  p.pads = p.pads && window.rows < 8 * p.row_tile && window.columns < 8 * p.col_tile;
+  p.pads = p.pads && window.columns < 8 * p.col_tile;
   if (r.widens() || p.pads) p.pixels = window;
   if (r.widens() || (p.pads && r.grad_x()))
     p.pixel_weights = {r.grad_x() ? window.rows : p.row_tile, r.grad_x() ? window.columns : p.col_tile, s.taps()};
@@ -174,8 +174,7 @@ void lay_out_scratch(const Request& r, Involution2dPlan& p) {
   const int64_t lists = p.channels_last ? bounded_product(s.taps(), kPixelTapBytes) + (s.kernel_h + s.kernel_w) * kAxisTapBytes
                                         : bounded_product(s.taps(), kTapRunBytes);
   const auto region = [&](const PixelRegion& part, int64_t rows, int64_t columns) {
-    const int64_t pixels =
-        p.pads ? bounded_product(part.rows, part.columns) : std::min(part.rows, rows) * std::min(part.columns, columns);
+    const int64_t pixels = bounded_product(std::min(part.rows, rows), p.pads ? part.columns : std::min(part.columns, columns));
     return bounded_product(pixels, part.channels * element);
   };
   const auto strips = [&](int64_t planes, const StripLayout& layout) {
