@@ -76,6 +76,18 @@ void forward_pixels(const Involution2dPlan& p, const Strided<const S>& x, const 
   });
 }
 
+// The rows of a phase of a task of grad_x, and the columns.
+inline Axis grad_x_rows(const Involution2dPlan& p, const Task& t, int64_t phase, AxisTap* taps) {
+  const Involution2dShape& s = p.shape;
+  return grad_x_axis(taps, t.row, t.rows, phase, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, {0, s.out_height});
+}
+
+inline Axis grad_x_columns(const Involution2dPlan& p, const Task& t, int64_t phase, AxisTap* taps) {
+  const Involution2dShape& s = p.shape;
+  const Extent map = columns_of(p, s.out_width);
+  return grad_x_axis(taps, t.col, t.cols, phase, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, map);
+}
+
 template <class S>
 void grad_x_pixels(const Involution2dPlan& p, const Strided<const S>& grad_y, const Strided<const S>& weight,
                    const Strided<S>& result, int64_t begin, int64_t end, void* memory) {
@@ -87,9 +99,7 @@ void grad_x_pixels(const Involution2dPlan& p, const Strided<const S>& grad_y, co
   pixel_tasks(p, grad_y, weight, result, true, begin, end, memory, window, [&](const Task& t, AxisTap* taps, auto run) {
     for (int64_t i = 0; i < s.stride_h && i < t.rows; ++i)
       for (int64_t j = 0; j < s.stride_w && j < t.cols; ++j)
-        run(grad_x_axis(taps, t.row, t.rows, i, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, Extent{0, s.out_height}),
-            grad_x_axis(taps + s.kernel_h, t.col, t.cols, j, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w,
-                        columns_of(p, s.out_width)));
+        run(grad_x_rows(p, t, i, taps), grad_x_columns(p, t, j, taps + s.kernel_h));
   });
 }
 

@@ -204,6 +204,19 @@ void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> wei
   }
 }
 
+// The taps of grad_x that the pixels of one phase have, as runs, from the phase's first pixel on: in strips of grad_y and of
+// weights, which have the same layout.
+inline int64_t grad_x_runs(const Involution2dPlan& p, const Axis& rows, const Axis& columns, int64_t row0, int64_t col0,
+                           TapRun* list) {
+  int64_t count = 0;
+  for (const AxisTap* u = rows.taps; u < rows.taps + rows.tap_count; ++u)
+    for (const AxisTap* v = columns.taps; v < columns.taps + columns.tap_count; ++v) {
+      const int64_t at = (u->map - row0) * p.map.row_pitch + (v->map - col0);
+      count = append_tap(list, count, at, (u->tap * p.shape.kernel_w + v->tap) * p.other.plane_pitch + at);
+    }
+  return count;
+}
+
 // grad_x[c, p] = sum_t weight[t, o] * grad_y[c, o] over the outputs o that read pixel p with tap t: o = (p + pad - t *
 // dilation) / stride where that is whole. Rows and columns outside grad_y are zeros of both strips.
 template <class S>
@@ -220,6 +233,7 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
   T* strips = scratch_at<T>(memory, p.map_at);
   T* weights = scratch_at<T>(memory, p.other_at);
   const int64_t group_channels = s.group_channels(), taps = s.taps();
+  AxisTap* axes = scratch_at<AxisTap>(memory, taps * kTapRunBytes);
   const int64_t reach_h = (s.kernel_h - 1) * s.dilation_h, reach_w = (s.kernel_w - 1) * s.dilation_w;
 
   for (int64_t index = begin; index < end; ++index) {
@@ -250,26 +264,19 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
         out.finish(p, result, t, channel, channels);
         continue;
       }
-      for (int64_t i = 0; i < t.rows; ++i) {
-        for (int64_t phase = 0; phase < s.stride_w && phase < t.cols; ++phase) {
-          int64_t count = 0;
-          for (int64_t u = 0; u < s.kernel_h; ++u) {
-            const int64_t row = t.row + i + s.pad_h - u * s.dilation_h;
-            if (row % s.stride_h != 0) continue;
-            for (int64_t v = s.kernel_w - 1; v >= 0; --v) {
-              const int64_t col = t.col + phase + s.pad_w - v * s.dilation_w;
-              if (col % s.stride_w != 0) continue;
-              const int64_t at = (row / s.stride_h - row0) * p.map.row_pitch + (col / s.stride_w - col0);
-              count = append_tap(list, count, at, (u * s.kernel_w + v) * p.other.plane_pitch + at);
+      for (int64_t a = 0; a < s.stride_h && a < t.rows; ++a) {
+        const Axis rows = grad_x_rows(p, t, a, axes);
+        for (int64_t b = 0; b < s.stride_w && b < t.cols; ++b) {
+          const Axis columns = grad_x_columns(p, t, b, axes + s.kernel_h);
+          const int64_t count = grad_x_runs(p, rows, columns, row0, col0, list);
+          for (int64_t i = 0; i < rows.count; ++i)
+            for (int64_t j = 0; j < columns.count; j += V::kLanes) {
+              const int lanes = lanes_left<T>(columns.count - j);
+              const int64_t at = i * p.map.row_pitch + j;
+              sparse_vector<T, false, T, T>(strips + at, p.map.plane_pitch, weights + at, list, count,
+                                            out.data + (a + i * s.stride_h) * out.row + b + j * s.stride_w, out.plane,
+                                            s.stride_w, channels, lanes);
             }
-          }
-          const int64_t outputs = ceil_div(t.cols - phase, s.stride_w);
-          for (int64_t j = 0; j < outputs; j += V::kLanes) {
-            const int lanes = lanes_left<T>(outputs - j);
-            sparse_vector<T, false, T, T>(strips + j, p.map.plane_pitch, weights + j, list, count,
-                                          out.data + i * out.row + phase + j * s.stride_w, out.plane, s.stride_w, channels,
-                                          lanes);
-          }
         }
       }
       out.finish(p, result, t, channel, channels);

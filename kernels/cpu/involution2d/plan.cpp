@@ -171,8 +171,8 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
 void lay_out_scratch(const Request& r, Involution2dPlan& p) {
   const Involution2dShape& s = r.shape;
   const int64_t element = r.element();
-  const int64_t lists = p.channels_last ? bounded_product(s.taps(), kPixelTapBytes) + (s.kernel_h + s.kernel_w) * kAxisTapBytes
-                                        : bounded_product(s.taps(), kTapRunBytes);
+  const int64_t lists =
+      bounded_product(s.taps(), p.channels_last ? kPixelTapBytes : kTapRunBytes) + (s.kernel_h + s.kernel_w) * kAxisTapBytes;
   const auto region = [&](const PixelRegion& part, int64_t rows, int64_t columns) {
     const int64_t pixels = bounded_product(std::min(part.rows, rows), p.pads ? part.columns : std::min(part.columns, columns));
     return bounded_product(pixels, part.channels * element);
