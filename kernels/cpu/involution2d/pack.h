@@ -293,6 +293,26 @@ void pack_planes(const Planes<S>& src, int64_t count, const StripOrigin& at, con
   pack_rows(src, count, at, top, bottom, layout, dst);
 }
 
+// Rows of a strip of two phases to those of a plane: columns 0, 2, ... from the one, columns 1, 3, ... from the other.
+template <class T, class S>
+void unpack_plane_by_two(const T* src, const StripLayout& layout, int64_t rows, int64_t cols, S* dst, int64_t row_stride) {
+  using V = Vec<T>;
+  constexpr int64_t kBoth = 2 * V::kLanes;
+  const int64_t row_pitch = layout.row_pitch, pitch = layout.pitch;
+  for (int64_t i = 0; i < rows; ++i, src += row_pitch, dst += row_stride)
+    for (int64_t j = 0; j < cols; j += kBoth) {
+      const V even = V::load(src + j / 2), odd = V::load(src + pitch + j / 2);
+      const V low = V::zip_low(even, odd), high = V::zip_high(even, odd);
+      if (cols - j >= kBoth) {
+        low.store(dst + j), high.store(dst + j + V::kLanes);
+        continue;
+      }
+      const int left = static_cast<int>(cols - j);
+      low.store_partial(dst + j, left < V::kLanes ? left : V::kLanes);
+      if (left > V::kLanes) high.store_partial(dst + j + V::kLanes, left - V::kLanes);
+    }
+}
+
 // Rows and columns of a strip of one phase to a plane of a tensor.
 template <class E, class S>
 void unpack_plane(const E* src, int64_t row_pitch, int64_t rows, int64_t cols, S* dst, int64_t row_stride, int64_t col_stride) {
@@ -313,6 +333,13 @@ template <class E, class S>
 void unpack_planes(const E* src, const StripLayout& layout, int64_t count, int64_t rows, int64_t cols, const Strided<S>& dst,
                    S* corner) {
   using V = Vec<Compute<S>>;
+  if constexpr (std::is_same_v<E, Compute<S>>) {
+    if (layout.phases == 2) {
+      for (int64_t c = 0; c < count; ++c)
+        unpack_plane_by_two(src + c * layout.plane_pitch, layout, rows, cols, corner + c * dst.channel, dst.row);
+      return;
+    }
+  }
   if (dst.channel != 1 || dst.column == 1) {
     for (int64_t c = 0; c < count; ++c)
       unpack_plane(src + c * layout.plane_pitch, layout.row_pitch, rows, cols, corner + c * dst.channel, dst.row, dst.column);

@@ -264,6 +264,9 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
         out.finish(p, result, t, channel, channels);
         continue;
       }
+      // Where results have two phases of columns each is contiguous for now, with room for whole vectors.
+      const bool by_phase = p.result.phases > 1;
+      const int64_t out_step = by_phase ? 1 : s.stride_w, out_phase = by_phase ? p.result.pitch : 1;
       for (int64_t a = 0; a < s.stride_h && a < t.rows; ++a) {
         const Axis rows = grad_x_rows(p, t, a, axes);
         for (int64_t b = 0; b < s.stride_w && b < t.cols; ++b) {
@@ -271,11 +274,11 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
           const int64_t count = grad_x_runs(p, rows, columns, row0, col0, list);
           for (int64_t i = 0; i < rows.count; ++i)
             for (int64_t j = 0; j < columns.count; j += V::kLanes) {
-              const int lanes = lanes_left<T>(columns.count - j);
+              const int lanes = by_phase ? V::kLanes : lanes_left<T>(columns.count - j);
               const int64_t at = i * p.map.row_pitch + j;
               sparse_vector<T, false, T, T>(strips + at, p.map.plane_pitch, weights + at, list, count,
-                                            out.data + (a + i * s.stride_h) * out.row + b + j * s.stride_w, out.plane,
-                                            s.stride_w, channels, lanes);
+                                            out.data + (a + i * s.stride_h) * out.row + b * out_phase + j * out_step,
+                                            out.plane, out_step, channels, lanes);
             }
         }
       }

@@ -55,6 +55,8 @@ struct Request {
   int64_t element() const { return is_double() ? sizeof(double) : sizeof(float); }
   int64_t reach_h() const { return (shape.kernel_h - 1) * shape.dilation_h; }
   int64_t reach_w() const { return (shape.kernel_w - 1) * shape.dilation_w; }
+  // With a column stride of 2 grad_x computes the even columns and the odd ones, and vectors of both then become rows.
+  int64_t result_phases() const { return grad_x() && shape.stride_w == 2 && format.unit_result ? 2 : 1; }
   // channels_last pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are many, a
   // copy with zeros around it makes all pixels alike. grad_x has weights to copy, too, and the more of them where a task
   // would else have all groups' in a row (`together`).
@@ -89,7 +91,8 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   // A result of 16 bit is not added to. Strips of more channels would leave the second cache.
   p.sums_whole = p.sums_rows || (r.grad_weight() && r.widens() && (p.direct || s.group_channels() <= kMostWhole));
   const bool stages_widened = r.grad_weight() ? !p.sums_whole : !p.direct && p.packs_other;
-  p.stages_result = !p.channels_last && !p.sums_rows && (!r.format.unit_result || (r.widens() && stages_widened));
+  p.stages_result = !p.channels_last && !p.sums_rows &&
+                    (!r.format.unit_result || (r.widens() && stages_widened) || r.result_phases() > 1);
 }
 
 void choose_tiles(const Request& r, Involution2dPlan& p) {
@@ -139,7 +142,8 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
   // A Window touches two vectors from its first tap on: dense ones begin at the first tap of a row, others at any.
   const auto touched = [&](int64_t reach) { return p.dense ? std::max(reach, lanes) : reach + lanes; };
   const int64_t tile_rows = p.dense ? round_up(p.row_tile, k.row_block) : p.row_tile;
-  p.result = make_strip(tile_rows, 1, 0, 0, p.col_tile, lanes, element);
+  const int64_t phases = r.result_phases();
+  p.result = make_strip(tile_rows, phases, 0, 0, ceil_div(p.col_tile, phases), lanes, element);
   if (r.grad_x()) {
     // Rows p0 .. p0 + row_tile - 1 of grad_x read rows floor((p0 + ph - reach) / sh) .. floor((p0 + row_tile - 1 + ph) / sh)
     // of grad_y: at most (row_tile - 1 + reach) / sh + 2 of them. The same for columns.

@@ -77,6 +77,14 @@ struct Vec<float> {
     const __m512i at = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     return {_mm512_permutex2var_ps(a.v, at, b.v)};
   }
+  static LGLD_INLINE Vec zip_low(Vec a, Vec b) {
+    const __m512i at = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return {_mm512_permutex2var_ps(a.v, at, b.v)};
+  }
+  static LGLD_INLINE Vec zip_high(Vec a, Vec b) {
+    const __m512i at = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+    return {_mm512_permutex2var_ps(a.v, at, b.v)};
+  }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -159,6 +167,12 @@ struct Vec<double> {
   }
   static LGLD_INLINE Vec odd(Vec a, Vec b) {
     return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(15, 13, 11, 9, 7, 5, 3, 1), b.v)};
+  }
+  static LGLD_INLINE Vec zip_low(Vec a, Vec b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), b.v)};
+  }
+  static LGLD_INLINE Vec zip_high(Vec a, Vec b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4), b.v)};
   }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }

@@ -47,6 +47,8 @@ struct Vec<float> {
   // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b.
   static LGLD_INLINE Vec even(Vec a, Vec b) { return {vuzp1q_f32(a.v, b.v)}; }
   static LGLD_INLINE Vec odd(Vec a, Vec b) { return {vuzp2q_f32(a.v, b.v)}; }
+  static LGLD_INLINE Vec zip_low(Vec a, Vec b) { return {vzip1q_f32(a.v, b.v)}; }
+  static LGLD_INLINE Vec zip_high(Vec a, Vec b) { return {vzip2q_f32(a.v, b.v)}; }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
@@ -108,6 +110,8 @@ struct Vec<double> {
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
   static LGLD_INLINE Vec even(Vec a, Vec b) { return {vuzp1q_f64(a.v, b.v)}; }
   static LGLD_INLINE Vec odd(Vec a, Vec b) { return {vuzp2q_f64(a.v, b.v)}; }
+  static LGLD_INLINE Vec zip_low(Vec a, Vec b) { return {vzip1q_f64(a.v, b.v)}; }
+  static LGLD_INLINE Vec zip_high(Vec a, Vec b) { return {vzip2q_f64(a.v, b.v)}; }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {vaddq_f64(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {vsubq_f64(a.v, b.v)}; }

@@ -26,6 +26,9 @@ struct Vec {
   // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b.
   static LGLD_INLINE Vec even(Vec a, Vec) { return a; }
   static LGLD_INLINE Vec odd(Vec, Vec b) { return b; }
+  // Elements of a and b in turn: the first vector of them, and the second.
+  static LGLD_INLINE Vec zip_low(Vec a, Vec) { return a; }
+  static LGLD_INLINE Vec zip_high(Vec, Vec b) { return b; }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }

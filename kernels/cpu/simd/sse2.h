@@ -51,6 +51,8 @@ struct Vec<float> {
   // Elements 0, 2, 4, ... and 1, 3, 5, ... of a, followed by those of b.
   static LGLD_INLINE Vec even(Vec a, Vec b) { return {_mm_shuffle_ps(a.v, b.v, 0x88)}; }
   static LGLD_INLINE Vec odd(Vec a, Vec b) { return {_mm_shuffle_ps(a.v, b.v, 0xDD)}; }
+  static LGLD_INLINE Vec zip_low(Vec a, Vec b) { return {_mm_unpacklo_ps(a.v, b.v)}; }
+  static LGLD_INLINE Vec zip_high(Vec a, Vec b) { return {_mm_unpackhi_ps(a.v, b.v)}; }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm_add_ps(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm_sub_ps(a.v, b.v)}; }
@@ -149,6 +151,8 @@ struct Vec<double> {
   static LGLD_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm_add_pd(_mm_mul_pd(a.v, b.v), c.v)}; }
   static LGLD_INLINE Vec even(Vec a, Vec b) { return {_mm_unpacklo_pd(a.v, b.v)}; }
   static LGLD_INLINE Vec odd(Vec a, Vec b) { return {_mm_unpackhi_pd(a.v, b.v)}; }
+  static LGLD_INLINE Vec zip_low(Vec a, Vec b) { return {_mm_unpacklo_pd(a.v, b.v)}; }
+  static LGLD_INLINE Vec zip_high(Vec a, Vec b) { return {_mm_unpackhi_pd(a.v, b.v)}; }
 
   friend LGLD_INLINE Vec operator+(Vec a, Vec b) { return {_mm_add_pd(a.v, b.v)}; }
   friend LGLD_INLINE Vec operator-(Vec a, Vec b) { return {_mm_sub_pd(a.v, b.v)}; }
