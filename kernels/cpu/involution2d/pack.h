@@ -278,11 +278,12 @@ void pack_pixel_rows(const Planes<S>& src, int64_t count, const StripOrigin& at,
   }
 }
 
-// Element (r, phase, k) of plane c's strip = element (row + r, col + phase + k * col_step) of plane c of src, 0 outside.
-template <class T, class S>
+// Element (r, phase, k) of plane c's strip = element (row + r, col + phase + k * col_step) of plane c of src, 0 outside. Rows
+// that lie outside altogether are left as they are unless kZeroRows.
+template <bool kZeroRows = true, class T, class S>
 void pack_planes(const Planes<S>& src, int64_t count, const StripOrigin& at, const StripLayout& layout, T* dst) {
   const int64_t top = clamp(-at.row, 0, layout.rows), bottom = clamp(src.height - at.row, top, layout.rows);
-  for (int64_t c = 0; c < count; ++c) {
+  for (int64_t c = 0; kZeroRows && c < count; ++c) {
     zero_vectors(dst + c * layout.plane_pitch, top * layout.row_pitch);
     zero_vectors(dst + c * layout.plane_pitch + bottom * layout.row_pitch, (layout.rows - bottom) * layout.row_pitch);
   }

@@ -16,10 +16,10 @@ constexpr int kWeightChannels = 16;
 constexpr int64_t kMergedBytes = 128 * 1024;  // of the weights under a merged tile, a share of the second cache
 
 // Planes [channel, channel + count) of x around the tile's window.
-template <class T, class S>
+template <bool kZeroRows = true, class T, class S>
 void pack_x(const Involution2dPlan& p, const Strided<const S>& x, const Task& t, int64_t channel, int64_t count, T* strip) {
   const Involution2dShape& s = p.shape;
-  pack_planes(planes_of(x, t.image, channel, s.height, s.width), count,
+  pack_planes<kZeroRows>(planes_of(x, t.image, channel, s.height, s.width), count,
               {t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, s.stride_w}, p.map, strip);
 }
 
@@ -299,6 +299,11 @@ auto tap_rows_of(int64_t k) {
   }
 }
 
+template <class T, class M, class E>
+auto outside_rows_of(int64_t k) {
+  return k == 3 ? outside_tap_rows<3, T, M, E> : k == 5 ? outside_tap_rows<5, T, M, E> : outside_tap_rows<7, T, M, E>;
+}
+
 // A block of channels' share in the gradients of a task's dense windows.
 template <class M, class E>
 void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& grad, E* out, int64_t out_row, int64_t out_plane,
@@ -309,8 +314,12 @@ void dense_grad_weight(int64_t k, const MapView<M>& map, const WeightMaps<M>& gr
     for (int64_t j = 0; j < t.cols; j += kLanes) {
       const int lanes = lanes_left<T>(t.cols - j);
       const TapSums<M, E> sums{grad.data + j, grad.row, grad.tap, channels, first, out + j, out_row, out_plane, lanes};
+      if (r < map.first_row || r >= map.last_row) {
+        outside_rows_of<T, M, E>(k)(sums, r, t.rows);
+        continue;
+      }
       const DenseMap<M> tile = tile_at(map, r, j, 1);
-      const bool inside = tile.has_rows(1) && tile.has_columns(2 * kLanes);
+      const bool inside = tile.has_columns(2 * kLanes);
       const bool readable = lanes == kLanes || grad.slack;
       const auto run = inside && readable ? tap_rows_of<false, T, M, E>(k) : tap_rows_of<true, T, M, E>(k);
       run(tile, sums, r, t.rows);
@@ -330,8 +339,8 @@ WeightMaps<Compute<S>> grad_planes(const Involution2dPlan& p, const Strided<cons
     if (!p.packs_other) return grad_in_place(grad_y, t, channel);
   }
   Compute<S>* strips = scratch_at<Compute<S>>(memory, p.other_at);
-  pack_planes(planes_of(grad_y, t.image, channel, p.shape.out_height, p.shape.out_width), channels, {t.row, t.col, 1}, p.other,
-              strips);
+  pack_planes<false>(planes_of(grad_y, t.image, channel, p.shape.out_height, p.shape.out_width), channels, {t.row, t.col, 1},
+                     p.other, strips);
   return {strips, p.other.plane_pitch, p.other.row_pitch, true};
 }
 
@@ -386,12 +395,15 @@ void grad_weight_tiles(const Involution2dPlan& p, const Strided<const S>& grad_y
           continue;
         }
       }
-      pack_x(p, x, t, channel, channels, strips);
       const WeightMaps<T> grad = grad_planes(p, grad_y, t, channel, channels, memory);
       if (p.dense) {
-        dense(packed_view(p.map, strips), grad);
+        pack_x<false>(p, x, t, channel, channels, strips);
+        MapView<T> map = packed_view(p.map, strips);
+        map.first_row = s.pad_h - t.row, map.last_row = s.height + s.pad_h - t.row;
+        dense(map, grad);
         continue;
       }
+      pack_x(p, x, t, channel, channels, strips);
       for (int64_t i = 0; i < t.rows; ++i)
         for (int64_t j = 0; j < t.cols; j += V::kLanes)
           for (int64_t k = 0; k < taps; k += kSparseTaps)

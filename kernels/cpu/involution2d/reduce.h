@@ -35,10 +35,8 @@ __attribute__((noinline)) void dense_taps(const DenseMap<M>& map, const M* grad,
       if (!first) sum = whole ? V::load(at) : V::load_partial(at, lanes);
     }
   });
-  const bool outside = kEdge && map.first_row >= map.last_row;
-  const M* row = outside ? kZeroRow<M> : map.data;
-  const int64_t step = outside ? 0 : map.plane_pitch;
-  for (int64_t c = 0; c < channels; ++c, row += step, grad += grad_plane) {
+  const M* row = map.data;
+  for (int64_t c = 0; c < channels; ++c, row += map.plane_pitch, grad += grad_plane) {
     V g[kRows];
     unroll<kRows>([&](auto m) LGLD_INLINE_LAMBDA {
       const M* at = grad + m * grad_row;
@@ -69,12 +67,39 @@ struct TapSums {
   int lanes;
 };
 
+// The results of rows [0, rows) that read row r of the map are those of [first_reader, last_reader).
+template <int K>
+LGLD_INLINE int64_t first_reader(int64_t r) {
+  return r < K ? 0 : r - K + 1;
+}
+LGLD_INLINE int64_t last_reader(int64_t r, int64_t rows) { return r < rows ? r + 1 : rows; }
+
+// Results that read a row outside the map: for all K taps the sum of zeros, or NaN where grad_y is infinite or NaN.
+template <int K, class T, class M, class E>
+__attribute__((noinline)) void outside_tap_rows(const TapSums<M, E>& sums, int64_t r, int64_t rows) {
+  using V = Vec<T>;
+  for (int64_t i = first_reader<K>(r); i < last_reader(r, rows); ++i) {
+    V nothing = V::zero();
+    const M* grad = sums.grad + i * sums.grad_row;
+    for (int64_t c = 0; c < sums.channels; ++c, grad += sums.grad_plane)
+      nothing = V::fma(V::zero(), V::load_partial(grad, sums.lanes), nothing);
+    E* out = sums.out + (r - i) * K * sums.tap_stride + i * sums.out_row;
+    for (int v = 0; v < K; ++v, out += sums.tap_stride) {
+      V sum = nothing;
+      if constexpr (std::is_same_v<T, E>) {
+        if (!sums.first) sum = sum + V::load_partial(out, sums.lanes);
+      }
+      sum.store_partial(out, sums.lanes);
+    }
+  }
+}
+
 // The results of rows [0, rows) that read row r of the map, for one vector of columns.
 template <int K, bool kEdge, class T, class M, class E>
 void dense_tap_rows(const DenseMap<M>& map, const TapSums<M, E>& sums, int64_t r, int64_t rows) {
   constexpr int kMost = kSharedRows<K>;
-  const int64_t last = r < rows ? r + 1 : rows;
-  int64_t i = r < K ? 0 : r - K + 1;
+  const int64_t last = last_reader(r, rows);
+  int64_t i = first_reader<K>(r);
   while (i < last) {
     const int64_t n = last - i < kMost ? last - i : kMost;
     const auto run = n == 1   ? dense_taps<T, K, 1, kEdge, M, E>
