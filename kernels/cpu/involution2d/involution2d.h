@@ -43,7 +43,9 @@ struct Involution2dFormat {
 // stride s the columns are stored phase by phase (column mod s), so that the outputs' loads stay contiguous.
 struct StripLayout {
   int64_t rows, phases;
-  int64_t filled;       // elements of one phase of one row that outputs depend on, in whole vectors
+  // Elements of one phase of one row that whole vectors of outputs depend on, in whole vectors. Those of outputs that do not
+  // exist have to be written, too: by chance they might be subnormal numbers, slow to multiply.
+  int64_t filled;
   int64_t pitch;        // the same with the slack behind, which the last vectors load and don't use
   int64_t row_pitch;    // phases * pitch
   int64_t plane_pitch;  // elements between planes

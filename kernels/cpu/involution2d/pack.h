@@ -302,7 +302,8 @@ void unpack_plane_by_two(const T* src, const StripLayout& layout, int64_t rows, 
   const int64_t row_pitch = layout.row_pitch, pitch = layout.pitch;
   for (int64_t i = 0; i < rows; ++i, src += row_pitch, dst += row_stride)
     for (int64_t j = 0; j < cols; j += kBoth) {
-      const V even = V::load(src + j / 2), odd = V::load(src + pitch + j / 2);
+      // Of the other phase's column behind the last nothing was computed.
+      const V even = V::load(src + j / 2), odd = cols - j > 1 ? V::load(src + pitch + j / 2) : V::zero();
       const V low = V::zip_low(even, odd), high = V::zip_high(even, odd);
       if (cols - j >= kBoth) {
         low.store(dst + j), high.store(dst + j + V::kLanes);
@@ -325,7 +326,8 @@ void unpack_plane(const E* src, int64_t row_pitch, int64_t rows, int64_t cols, S
     }
     int64_t j = 0;
     for (; j + V::kLanes <= cols; j += V::kLanes) V::load(src + j).store(dst + j);
-    if (j < cols) V::load(src + j).store_partial(dst + j, static_cast<int>(cols - j));
+    const int rest = static_cast<int>(cols - j);
+    if (rest > 0) V::load_partial(src + j, rest).store_partial(dst + j, rest);
   }
 }
 

@@ -23,6 +23,14 @@ void pack_x(const Involution2dPlan& p, const Strided<const S>& x, const Task& t,
               {t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, s.stride_w}, p.map, strip);
 }
 
+// Tiles compute a whole block of channels and store those that exist. Where a group has no whole block the strips of the others
+// are never packed.
+template <class T>
+void clear_missing_planes(const Involution2dPlan& p, T* strips) {
+  const int64_t channels = p.shape.group_channels();
+  if (!p.direct && channels < p.planes) zero_vectors(strips + channels * p.map.plane_pitch, (p.planes - channels) * p.map.plane_pitch);
+}
+
 // Where tap (u, v) of the tile's first output stands in a strip of x.
 inline int64_t strip_offset(const Involution2dPlan& p, int64_t u, int64_t v) {
   const Involution2dShape& s = p.shape;
@@ -142,6 +150,7 @@ void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> wei
   const int64_t group_channels = s.group_channels();
   int64_t runs = 0;
   if (!p.dense) runs = forward_runs(p, p.packs_other ? p.other.plane_pitch : weight.channel, list);
+  clear_missing_planes(p, strips);
 
   for (int64_t index = begin; index < end; ++index) {
     Task t = make_task(p, index, s.out_height, s.out_width);
@@ -234,6 +243,7 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
   T* weights = scratch_at<T>(memory, p.other_at);
   const int64_t group_channels = s.group_channels(), taps = s.taps();
   AxisTap* axes = scratch_at<AxisTap>(memory, taps * kTapRunBytes);
+  clear_missing_planes(p, strips);
   const int64_t reach_h = (s.kernel_h - 1) * s.dilation_h, reach_w = (s.kernel_w - 1) * s.dilation_w;
 
   for (int64_t index = begin; index < end; ++index) {

@@ -10,15 +10,16 @@ constexpr int64_t kMostWhole = 128;  // channels of a group whose strips are pac
 
 int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
-// `outputs` columns of results depend on up to `reach` columns further; whole vectors of them touch `touched` columns further.
+// Whole vectors of `outputs` columns of results depend on up to `reach` columns further and touch `touched` columns further.
 StripLayout make_strip(int64_t rows, int64_t phases, int64_t reach, int64_t touched, int64_t outputs, int64_t lanes,
                        int64_t element) {
   StripLayout s{};
   s.rows = rows;
   s.phases = phases;
   const int64_t line = kCacheLine / element;
-  s.filled = round_up(reach + outputs, lanes);
-  s.pitch = round_up(touched + round_up(outputs, lanes), line);
+  const int64_t computed = round_up(outputs, lanes);
+  s.filled = round_up(reach + computed, lanes);
+  s.pitch = round_up(touched + computed, line);
   s.row_pitch = s.phases * s.pitch;
   s.plane_pitch = s.rows * s.row_pitch;
   // Planes a multiple of 4 KiB apart would all fall into the same cache sets.
