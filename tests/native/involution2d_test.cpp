@@ -105,7 +105,7 @@ Involution2dShape random_shape(Random& random) {
     s.width = pick(random, 1, pick(random, 0, 5) == 0 ? 140 : 40);
     s.kernel_h = dense ? 3 + 2 * pick(random, 0, 2) : pick(random, 1, 7);
     s.kernel_w = dense ? s.kernel_h : pick(random, 1, 7);
-    s.stride_h = dense ? 1 : pick(random, 1, 4), s.stride_w = dense ? 1 : pick(random, 1, 4);
+    s.stride_h = dense ? pick(random, 0, 3) / 3 + 1 : pick(random, 1, 4), s.stride_w = dense ? s.stride_h : pick(random, 1, 4);
     s.dilation_h = dense ? 1 : pick(random, 1, 4), s.dilation_w = dense ? 1 : pick(random, 1, 4);
     s.pad_h = pick(random, 0, 6), s.pad_w = pick(random, 0, 6);
     if (s.batch * s.channels * (s.height + 2 * s.pad_h) * (s.width + 2 * s.pad_w) * s.kernel_h * s.kernel_w < 2000000 &&
@@ -467,11 +467,14 @@ int run(uint64_t seed, int random_shapes) {
     for (const int64_t k : {3, 5, 7})
       for (const int64_t width : {1, 7, 14, 19})
         every_dtype({1, 134, 2, 5, width, 5, width, k, k, 1, 1, k / 2, k / 2, 1, 1}, view);
-  // Few neighbouring channels a group: lanes are taps of two pixels, 8 columns apart, 1 to 3 rows at a time.
-  for (const int64_t k : {5, 7})
-    for (const int64_t width : {4, 14, 27})
-      for (const int64_t rows : {1, 5})
-        every_dtype({1, 10, 2, rows, width, rows, width, k, k, 1, 1, k / 2, k / 2, 1, 1}, View::kChannelsLast);
+  // Few neighbouring channels a group: lanes are taps of two pixels, whose windows begin 8 columns apart, 1 to 3 rows at a time.
+  for (const int64_t stride : {1, 2})
+    for (const int64_t k : {5, 7})
+      for (const int64_t width : {4, 14, 27})
+        for (const int64_t rows : {1, 5})
+          every_dtype(square(1, 10, 2, stride * rows, stride * width, k, stride, k / 2, 1), View::kChannelsLast);
+  // Gradients of the map whose even and odd columns are computed apart: an odd one missing, whole vectors and parts.
+  for (const int64_t width : {1, 2, 7, 16, 31, 33, 64}) every_dtype(square(1, 9, 1, 6, width, 3, 2, 1, 1), View::kContiguous);
   // More channels a group than 16-bit gradients of the weights are summed of in one go.
   every_dtype({1, 130, 1, 3, 18, 3, 18, 5, 5, 1, 1, 2, 2, 1, 1}, View::kContiguous);
   // Rows of whole cache lines, several tiles side by side: windows from aligned loads, masked at the border alone.

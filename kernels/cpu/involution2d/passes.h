@@ -363,10 +363,13 @@ void grad_weight_taps(const Involution2dPlan& p, const Strided<const S>& grad_y,
   for (int64_t index = begin; index < end; ++index) {
     const Task t = make_task(p, index, s.out_height, s.out_width);
     const int64_t channels = s.group_channels(), channel = t.group * channels;
-    pack_x(p, x, t, channel, channels, strips);
+    pack_planes(planes_of(x, t.image, channel, s.height, s.width), channels,
+                {t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, 1}, p.map, strips);
     const Planes<S> planes = planes_of(grad_y, t.image, channel, s.out_height, s.out_width);
     const Strided<const T> grad = pixels_of(planes, p.pixels, t.row, t.col, channels, false, scratch_at<T>(memory, p.other_at));
-    const auto run = s.kernel_h == 5 ? sum_tap_tile<T, S, 5> : sum_tap_tile<T, S, 7>;
+    const auto run = s.stride_w == 1 ? s.kernel_h == 5 ? sum_tap_tile<T, S, 5, 1> : sum_tap_tile<T, S, 7, 1>
+                     : s.kernel_h == 5 ? sum_tap_tile<T, S, 5, 2>
+                                       : sum_tap_tile<T, S, 7, 2>;
     run(p, strips, grad, result, t);
   }
 }

@@ -76,8 +76,9 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   p.sums_lanes = r.grad_weight() && p.dense && r.format.channels_last && r.format.other_channels_last &&
                  s.group_channels() >= 4 * r.lanes();
   // Groups of fewer channels: rows of 5 or 7 taps, for which a vector has 8 lanes.
-  p.sums_rows = r.grad_weight() && p.dense && r.format.channels_last && r.format.other_channels_last && !p.sums_lanes &&
-                s.kernel_w > 3 && r.lanes() >= 8;
+  p.sums_rows = r.grad_weight() && !p.sums_lanes && r.format.channels_last && r.format.other_channels_last &&
+                s.kernel_h == s.kernel_w && (s.kernel_w == 5 || s.kernel_w == 7) && s.stride_h == s.stride_w && s.stride_w <= 2 &&
+                s.dilation_h == 1 && s.dilation_w == 1 && r.lanes() >= 8;
   // Reading the map in place saves the pass that packs it. 16-bit elements are then widened in registers, each time they are
   // read: more than twice for the gradient of a window larger than 3 x 3, whose maps are better packed. Weights are worth
   // packing where 8 blocks of channels or more read them.
@@ -143,8 +144,8 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
   // A Window touches two vectors from its first tap on: dense ones begin at the first tap of a row, others at any.
   const auto touched = [&](int64_t reach) { return p.dense ? std::max(reach, lanes) : reach + lanes; };
   const int64_t tile_rows = p.dense ? round_up(p.row_tile, k.row_block) : p.row_tile;
-  const int64_t phases = r.result_phases();
-  p.result = make_strip(tile_rows, phases, 0, 0, ceil_div(p.col_tile, phases), lanes, element);
+  const int64_t halves = r.result_phases();
+  p.result = make_strip(tile_rows, halves, 0, 0, ceil_div(p.col_tile, halves), lanes, element);
   if (r.grad_x()) {
     // Rows p0 .. p0 + row_tile - 1 of grad_x read rows floor((p0 + ph - reach) / sh) .. floor((p0 + row_tile - 1 + ph) / sh)
     // of grad_y: at most (row_tile - 1 + reach) / sh + 2 of them. The same for columns.
@@ -156,10 +157,13 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
     p.other = p.dense ? p.result : p.map;
   } else {
     const int64_t rows = (tile_rows - 1) * s.stride_h + r.reach_h() + 1;
-    const int64_t phases = std::min(s.stride_w, r.reach_w() + 1);
-    const int64_t reach = r.reach_w() / s.stride_w + 1;
-    p.map = make_strip(rows, phases, reach, touched(reach), p.col_tile, lanes, element);
-    // A second pixel's taps are multiplied where there is none, too: what is read there must not be subnormal numbers.
+    // Taps that stand side by side want the columns as they are, others want them by phase.
+    const int64_t step = p.sums_rows ? 1 : s.stride_w;
+    const int64_t phases = std::min(step, r.reach_w() + 1);
+    const int64_t reach = r.reach_w() / step + 1;
+    p.map = make_strip(rows, phases, reach, touched(reach), p.sums_rows ? (p.col_tile - 1) * s.stride_w + 1 : p.col_tile, lanes,
+                       element);
+    // A second pixel's taps are multiplied where there is none, too.
     if (p.sums_rows) p.map.filled = p.map.pitch;
     // Where the map is read in place, weights are packed a block of rows at a time.
     const int64_t other_rows = p.direct && r.forward() ? k.row_block : tile_rows;

@@ -3,8 +3,9 @@
 //
 // Taps are neighbours in the result, and those of one row read neighbours of a transposed map. So x alone is transposed, while
 // the other kernel (reduce.h), whose lanes are pixels, wants grad_y and the K * K maps of the result transposed as well: with
-// 16 channels and K = 7 that takes about as long as its products. A vector of 16 lanes has two pixels, 8 columns apart, whose 7
-// taps each are 16 neighbours of the map but for the last of each half.
+// 16 channels and K = 7 that takes about as long as its products. A vector of 16 lanes has two pixels, whose windows begin 8
+// columns apart: their 7 taps each are 16 neighbours of the map but for the last of each half. So with a stride of 2 the second
+// pixel is the fourth from the first.
 #pragma once
 #include "task.h"
 
@@ -46,7 +47,7 @@ LGLD_INLINE void store_halves(Vec<T> sums, S* const (&out)[kVectorPixels<T>], in
 // A vector's pixels in kRows rows below each other: all K * K taps, `channels` products each. `map` is what the first pixel's
 // first tap reads; a second pixel may be missing (null `out`), but its grad is read. Most loads of the map cross a cache line
 // and count as two; shifting two aligned ones would take the two and a unit that multiplies and adds.
-template <class T, class S, int K, int kRows>
+template <class T, class S, int K, int kStride, int kRows>
 __attribute__((noinline)) void sum_tap_rows(const T* map, int64_t row_pitch, int64_t plane_pitch,
                                             const T* const (&grad)[kSumRows][kVectorPixels<T>], int64_t channels,
                                             S* const (&out)[kSumRows][kVectorPixels<T>]) {
@@ -57,12 +58,13 @@ __attribute__((noinline)) void sum_tap_rows(const T* map, int64_t row_pitch, int
     V g[kRows];
     unroll<kRows>([&](auto i) LGLD_INLINE_LAMBDA { g[i] = each_half<T>(grad[i], c); });
     const T* at = map;
-    unroll<kRows + K - 1>([&](auto r) LGLD_INLINE_LAMBDA {
+    unroll<(kRows - 1) * kStride + K>([&](auto r) LGLD_INLINE_LAMBDA {
       const V x = V::load(at);
       at += row_pitch;
       hide_origin(at);
       unroll<kRows>([&](auto i) LGLD_INLINE_LAMBDA {
-        if constexpr (r.value >= i.value && r.value - i.value < K) acc[i][r - i] = V::fma(x, g[i], acc[i][r - i]);
+        constexpr int u = r.value - kStride * i.value;
+        if constexpr (u >= 0 && u < K) acc[i][u] = V::fma(x, g[i], acc[i][u]);
       });
     });
   }
@@ -80,10 +82,10 @@ struct Scattered {
 };
 
 // All taps of a task's pixels. `map`: strips of all channels of the group; `grad` addresses grad_y by its own rows and columns.
-template <class T, class S, int K>
+template <class T, class S, int K, int kStride>
 void sum_tap_tile(const Involution2dPlan& p, const T* map, const Strided<const T>& grad, const Strided<S>& result,
                   const Task& t) {
-  constexpr int kPixels = kVectorPixels<T>;
+  constexpr int kPixels = kVectorPixels<T>, kApart = kRowLanes / kStride;
   const int64_t channels = p.shape.group_channels();
   const bool in_place = result.channel == 1;
   Scattered<S, K> scattered;
@@ -91,24 +93,24 @@ void sum_tap_tile(const Involution2dPlan& p, const T* map, const Strided<const T
   const T* const tile_grad = grad.data + t.row * grad.row + t.col * grad.column;
   for (int64_t i = 0; i < t.rows; i += kSumRows) {
     const int rows = static_cast<int>(t.rows - i < kSumRows ? t.rows - i : kSumRows);
-    const auto run = rows == 1   ? sum_tap_rows<T, S, K, 1>
-                     : rows == 2 ? sum_tap_rows<T, S, K, 2>
-                                 : sum_tap_rows<T, S, K, kSumRows>;
-    for (int64_t start = 0; start < t.cols; start += kPixels * kRowLanes) {
+    const auto run = rows == 1   ? sum_tap_rows<T, S, K, kStride, 1>
+                     : rows == 2 ? sum_tap_rows<T, S, K, kStride, 2>
+                                 : sum_tap_rows<T, S, K, kStride, kSumRows>;
+    for (int64_t start = 0; start < t.cols; start += kPixels * kApart) {
       const T* g[kSumRows][kPixels];
       S *corner[kSumRows][kPixels], *out[kSumRows][kPixels];
       for (int m = 0; m < kSumRows; ++m)
         for (int q = 0; q < kPixels; ++q) {
-          const int64_t row = i + (m < rows ? m : 0), column = start + q * kRowLanes;
+          const int64_t row = i + (m < rows ? m : 0), column = start + q * kApart;
           // Of a second pixel that does not exist the first one's gradient is read.
           g[m][q] = tile_grad + row * grad.row + (column < t.cols ? column : start) * grad.column;
           corner[m][q] = tile_result + row * result.row + column * result.column;
           out[m][q] = in_place ? corner[m][q] : scattered.taps[m][q];
         }
-      const int64_t most = t.cols - start < kRowLanes ? t.cols - start : kRowLanes;
-      int pixels = t.cols - start > kRowLanes ? kPixels : 1;
+      const int64_t most = t.cols - start < kApart ? t.cols - start : kApart;
+      int pixels = t.cols - start > kApart ? kPixels : 1;
       for (int64_t j = 0; j < most; ++j) {
-        if (kPixels == 2 && pixels == 2 && start + j + kRowLanes >= t.cols) {
+        if (kPixels == 2 && pixels == 2 && start + j + kApart >= t.cols) {
           pixels = 1;
           for (int m = 0; m < rows; ++m) g[m][kPixels - 1] = g[m][0];
         }
@@ -116,7 +118,7 @@ void sum_tap_tile(const Involution2dPlan& p, const T* map, const Strided<const T
           for (int m = 0; m < rows; ++m) out[m][kPixels - 1] = nullptr;
         for (int m = 0; m < rows; ++m)
           for (int q = 0; q < pixels; ++q) prefetch<true>(corner[m][q] + result.column, K * K);
-        run(map + i * p.map.row_pitch + start + j, p.map.row_pitch, p.map.plane_pitch, g, channels, out);
+        run(map + kStride * (i * p.map.row_pitch + start + j), p.map.row_pitch, p.map.plane_pitch, g, channels, out);
         for (int m = 0; m < rows; ++m)
           for (int q = 0; q < kPixels; ++q) {
             if (!in_place && q < pixels)
