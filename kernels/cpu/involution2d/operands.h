@@ -76,13 +76,28 @@ struct NarrowWindow {
   }
 };
 
+// The three taps of a row of 16-bit elements, each widened as it is loaded: three operations of the unit that shuffles, where
+// a Window's two parts and the two taps that it shifts take four.
+template <class T, class S>
+struct WidenedTaps {
+  const S* p;
+  static LGLD_INLINE WidenedTaps load(const S* p) { return {p}; }
+  template <int kShift>
+  LGLD_INLINE Vec<T> at() const {
+    return Vec<T>::load(p + kShift);
+  }
+};
+
 // With K = 3 windows are few.
 template <int K>
 constexpr bool kNarrowWindows = K > 3;
 
 template <class T, int K, Columns kColumns, class M>
-using WindowOf = std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>,
-                                    std::conditional_t<kColumns == Columns::kNarrow, NarrowWindow<T, K>, Window<T, M>>>;
+using WindowOf = std::conditional_t<
+    kColumns == Columns::kAligned, AlignedWindow<T, K>,
+    std::conditional_t<kColumns == Columns::kNarrow, NarrowWindow<T, K>,
+                       std::conditional_t<kColumns == Columns::kInside && K == 3 && !std::is_same_v<M, T>, WidenedTaps<T, M>,
+                                          Window<T, M>>>>;
 
 // The weights of a tile, a vector at a time as dense_tile wants them: `next` is that of output row m.
 //
