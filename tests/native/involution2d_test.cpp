@@ -467,7 +467,8 @@ int run(uint64_t seed, int random_shapes) {
     for (const int64_t k : {3, 5, 7})
       for (const int64_t width : {1, 7, 14, 19})
         every_dtype({1, 134, 2, 5, width, 5, width, k, k, 1, 1, k / 2, k / 2, 1, 1}, view);
-  // Few neighbouring channels a group: lanes are taps of two pixels, whose windows begin 8 columns apart, 1 to 3 rows at a time.
+  // Few neighbouring channels a group: lanes are taps of two pixels, whose windows begin 8 columns apart, 1 to 3 rows at a
+  // time.
   for (const int64_t stride : {1, 2})
     for (const int64_t k : {5, 7})
       for (const int64_t width : {4, 14, 27})

@@ -93,11 +93,11 @@ template <int K>
 constexpr bool kNarrowWindows = K > 3;
 
 template <class T, int K, Columns kColumns, class M>
-using WindowOf = std::conditional_t<
-    kColumns == Columns::kAligned, AlignedWindow<T, K>,
-    std::conditional_t<kColumns == Columns::kNarrow, NarrowWindow<T, K>,
-                       std::conditional_t<kColumns == Columns::kInside && K == 3 && !std::is_same_v<M, T>, WidenedTaps<T, M>,
-                                          Window<T, M>>>>;
+using WindowOf =
+    std::conditional_t<kColumns == Columns::kAligned, AlignedWindow<T, K>,
+                       std::conditional_t<kColumns == Columns::kNarrow, NarrowWindow<T, K>,
+                                          std::conditional_t<kColumns == Columns::kInside && K == 3 && !std::is_same_v<M, T>,
+                                                             WidenedTaps<T, M>, Window<T, M>>>>;
 
 // The weights of a tile, a vector at a time as dense_tile wants them: `next` is that of output row m.
 //

@@ -139,9 +139,8 @@ __attribute__((noinline)) void pack_short_rows(T* dst, const StripLayout& layout
     const S* in = src - left;
     T* out = dst;
     for (int64_t r = 0; r < rows; ++r, in += row_stride, out += row_pitch)
-      unroll<kVectors>([&](auto k) LGLD_INLINE_LAMBDA {
-        V::load_masked(in + k * V::kLanes, inside[k]).store(out + k * V::kLanes);
-      });
+      unroll<kVectors>([&](auto k)
+                           LGLD_INLINE_LAMBDA { V::load_masked(in + k * V::kLanes, inside[k]).store(out + k * V::kLanes); });
   }
 }
 
@@ -182,8 +181,8 @@ void pack_rows(const Planes<S>& src, int64_t count, const StripOrigin& at, int64
                          : filled <= 3 * Vec<T>::kLanes ? pack_short_rows<3, T, S>
                                                         : pack_short_rows<4, T, S>;
         run(dst + top * row_pitch + phase * layout.pitch, layout, left,
-            src.data + (at.row + top) * src_row + (first + left) * src.column, right - left, src_row, src.channel,
-            bottom - top, count);
+            src.data + (at.row + top) * src_row + (first + left) * src.column, right - left, src_row, src.channel, bottom - top,
+            count);
         continue;
       }
     }

@@ -20,7 +20,7 @@ template <bool kZeroRows = true, class T, class S>
 void pack_x(const Involution2dPlan& p, const Strided<const S>& x, const Task& t, int64_t channel, int64_t count, T* strip) {
   const Involution2dShape& s = p.shape;
   pack_planes<kZeroRows>(planes_of(x, t.image, channel, s.height, s.width), count,
-              {t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, s.stride_w}, p.map, strip);
+                         {t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, s.stride_w}, p.map, strip);
 }
 
 // Tiles compute a whole block of channels and store those that exist. Where a group has no whole block the strips of the others
@@ -28,7 +28,8 @@ void pack_x(const Involution2dPlan& p, const Strided<const S>& x, const Task& t,
 template <class T>
 void clear_missing_planes(const Involution2dPlan& p, T* strips) {
   const int64_t channels = p.shape.group_channels();
-  if (!p.direct && channels < p.planes) zero_vectors(strips + channels * p.map.plane_pitch, (p.planes - channels) * p.map.plane_pitch);
+  if (!p.direct && channels < p.planes)
+    zero_vectors(strips + channels * p.map.plane_pitch, (p.planes - channels) * p.map.plane_pitch);
 }
 
 // Where tap (u, v) of the tile's first output stands in a strip of x.
@@ -287,8 +288,8 @@ void grad_x(const Involution2dPlan& p, Strided<const S> grad_y, Strided<const S>
               const int lanes = by_phase ? V::kLanes : lanes_left<T>(columns.count - j);
               const int64_t at = i * p.map.row_pitch + j;
               sparse_vector<T, false, T, T>(strips + at, p.map.plane_pitch, weights + at, list, count,
-                                            out.data + (a + i * s.stride_h) * out.row + b * out_phase + j * out_step,
-                                            out.plane, out_step, channels, lanes);
+                                            out.data + (a + i * s.stride_h) * out.row + b * out_phase + j * out_step, out.plane,
+                                            out_step, channels, lanes);
             }
         }
       }
@@ -367,7 +368,7 @@ void grad_weight_taps(const Involution2dPlan& p, const Strided<const S>& grad_y,
                 {t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w, 1}, p.map, strips);
     const Planes<S> planes = planes_of(grad_y, t.image, channel, s.out_height, s.out_width);
     const Strided<const T> grad = pixels_of(planes, p.pixels, t.row, t.col, channels, false, scratch_at<T>(memory, p.other_at));
-    const auto run = s.stride_w == 1 ? s.kernel_h == 5 ? sum_tap_tile<T, S, 5, 1> : sum_tap_tile<T, S, 7, 1>
+    const auto run = s.stride_w == 1   ? s.kernel_h == 5 ? sum_tap_tile<T, S, 5, 1> : sum_tap_tile<T, S, 7, 1>
                      : s.kernel_h == 5 ? sum_tap_tile<T, S, 5, 2>
                                        : sum_tap_tile<T, S, 7, 2>;
     run(p, strips, grad, result, t);

@@ -299,10 +299,10 @@ void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const 
   }
 }
 
-// Rows [row, row + rows) and columns [col, col + cols) of src, `channels` of them, widened to dst: pixel by pixel where channels
-// are neighbours, else plane by plane. Rows outside src are left out, and columns, too, unless `pads`, which has zeros in their
-// place; those on the right of one row are those on the left of the next. What is returned addresses the copy by src's own rows
-// and columns.
+// Rows [row, row + rows) and columns [col, col + cols) of src, `channels` of them, widened to dst: pixel by pixel where
+// channels are neighbours, else plane by plane. Rows outside src are left out, and columns, too, unless `pads`, which has zeros
+// in their place; those on the right of one row are those on the left of the next. What is returned addresses the copy by src's
+// own rows and columns.
 template <class T, class S>
 Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t channels,
                              bool pads, T* dst) {

@@ -58,13 +58,9 @@ struct Request {
   int64_t reach_w() const { return (shape.kernel_w - 1) * shape.dilation_w; }
   // With a column stride of 2 grad_x computes the even columns and the odd ones, and vectors of both then become rows.
   int64_t result_phases() const { return grad_x() && shape.stride_w == 2 && format.unit_result ? 2 : 1; }
-  // channels_last pixels at the border lack some taps and are computed by themselves, at half the speed. Where they are many, a
-  // copy with zeros around it makes all pixels alike. grad_x has weights to copy, too, and the more of them where a task
-  // would else have all groups' in a row (`together`).
-  bool narrow(int64_t columns, bool together) const {
-    const int64_t most = !grad_x() ? 5 : together ? 2 : 3;
-    return unit() && most * reach_w() > columns;
-  }
+  // channels_last pixels in the columns at the border lack some taps and are computed by themselves, at half the speed. Where
+  // they are many, a copy with zeros beside its rows makes all pixels of a row alike.
+  bool narrow(int64_t columns) const { return unit() && 5 * reach_w() > columns; }
 };
 
 void choose_kernels(const Request& r, Involution2dPlan& p) {
@@ -77,8 +73,8 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
                  s.group_channels() >= 4 * r.lanes();
   // Groups of fewer channels: rows of 5 or 7 taps, for which a vector has 8 lanes.
   p.sums_rows = r.grad_weight() && !p.sums_lanes && r.format.channels_last && r.format.other_channels_last &&
-                s.kernel_h == s.kernel_w && (s.kernel_w == 5 || s.kernel_w == 7) && s.stride_h == s.stride_w && s.stride_w <= 2 &&
-                s.dilation_h == 1 && s.dilation_w == 1 && r.lanes() >= 8;
+                s.kernel_h == s.kernel_w && (s.kernel_w == 5 || s.kernel_w == 7) && s.stride_h == s.stride_w &&
+                s.stride_w <= 2 && s.dilation_h == 1 && s.dilation_w == 1 && r.lanes() >= 8;
   // Reading the map in place saves the pass that packs it. 16-bit elements are then widened in registers, each time they are
   // read: more than twice for the gradient of a window larger than 3 x 3, whose maps are better packed. Weights are worth
   // packing where 8 blocks of channels or more read them.
@@ -93,8 +89,8 @@ void choose_kernels(const Request& r, Involution2dPlan& p) {
   // A result of 16 bit is not added to. Strips of more channels would leave the second cache.
   p.sums_whole = p.sums_rows || (r.grad_weight() && r.widens() && (p.direct || s.group_channels() <= kMostWhole));
   const bool stages_widened = r.grad_weight() ? !p.sums_whole : !p.direct && p.packs_other;
-  p.stages_result = !p.channels_last && !p.sums_rows &&
-                    (!r.format.unit_result || (r.widens() && stages_widened) || r.result_phases() > 1);
+  p.stages_result =
+      !p.channels_last && !p.sums_rows && (!r.format.unit_result || (r.widens() && stages_widened) || r.result_phases() > 1);
 }
 
 void choose_tiles(const Request& r, Involution2dPlan& p) {
@@ -109,7 +105,7 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   p.col_tiles = ceil_div(width, p.col_tile);
   constexpr int64_t kEnoughTasks = 12;
   const bool together = s.batch * ceil_div(height, 4) * p.col_tiles >= kEnoughTasks;
-  p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile, together));
+  p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile));
   p.task_groups = p.channels_last && !p.pads && together ? s.groups : 1;
   // The taps of two groups share cache lines, which threads that have a group each would take from one another.
   p.groups_first = p.channels_last || p.sums_rows || p.sums_lanes;
