@@ -59,8 +59,12 @@ struct Request {
   // With a column stride of 2 grad_x computes the even columns and the odd ones, and vectors of both then become rows.
   int64_t result_phases() const { return grad_x() && shape.stride_w == 2 && format.unit_result ? 2 : 1; }
   // channels_last pixels in the columns at the border lack some taps and are computed by themselves, at half the speed. Where
-  // they are many, a copy with zeros beside its rows makes all pixels of a row alike.
-  bool narrow(int64_t columns) const { return unit() && 5 * reach_w() > columns; }
+  // they are many, a copy with zeros beside its rows makes all pixels of a row alike. grad_x has the weights to copy as well,
+  // a group's at a time, where a task would else have all groups' in a row (`together`).
+  bool narrow(int64_t columns, bool together) const {
+    const int64_t most = grad_x() && together ? 2 : 5;
+    return unit() && most * reach_w() > columns;
+  }
 };
 
 void choose_kernels(const Request& r, Involution2dPlan& p) {
@@ -105,7 +109,7 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   p.col_tiles = ceil_div(width, p.col_tile);
   constexpr int64_t kEnoughTasks = 12;
   const bool together = s.batch * ceil_div(height, 4) * p.col_tiles >= kEnoughTasks;
-  p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile));
+  p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile, together));
   p.task_groups = p.channels_last && !p.pads && together ? s.groups : 1;
   // The taps of two groups share cache lines, which threads that have a group each would take from one another.
   p.groups_first = p.channels_last || p.sums_rows || p.sums_lanes;
