@@ -263,7 +263,7 @@ def test_nan_and_inf_go_where_the_definition_sends_them(name: str, which: int, v
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["five", "lgldnet"])
+@pytest.mark.parametrize("name", ["five", "lgldnet", "rednet_7", "rednet_stride"])
 def test_nan_and_inf_in_channels_last_gradients_of_weights(name: str, value: float) -> None:
     problem = replace(SHAPES[name], layouts=("channels_last",) * 3)
     operands = problem.operands()

@@ -244,8 +244,9 @@ struct WeightMaps {
   bool slack;
 };
 
-// The map as a task's tiles see it. data: the element under the first tap of the task's first output, wherever that is. The
-// tensor's own rows and columns are [first_row, last_row) and [first_column, last_column) from there.
+// The map as a task's tiles see it. data: the element under the first tap of the task's first output, wherever that is. What
+// can be read are rows [first_row, last_row) and columns [first_column, last_column) from there: the tensor's own, or a
+// strip's.
 template <class M>
 struct MapView {
   const M* data;

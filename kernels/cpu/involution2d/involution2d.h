@@ -40,7 +40,8 @@ struct Involution2dFormat {
 };
 
 // Zero-padded copy of some rows of some planes, in which every tap of every output is a plain vector load. With a column
-// stride s the columns are stored phase by phase (column mod s), so that the outputs' loads stay contiguous.
+// stride s the columns can be stored phase by phase (column mod s), so that the outputs' loads stay contiguous; or results in
+// the same order, from where they go to a tensor.
 struct StripLayout {
   int64_t rows, phases;
   // Elements of one phase of one row that whole vectors of outputs depend on, in whole vectors. Those of outputs that do not

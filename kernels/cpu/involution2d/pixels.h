@@ -1,4 +1,5 @@
-// Involution where channels are neighbours in memory: vectors of channels, weights broadcast, taps outside the map left out.
+// Involution where channels are neighbours in memory: vectors of channels, weights broadcast. Taps outside the map are left
+// out, but for those beside its rows where it is copied with zeros there.
 #pragma once
 #include "pack.h"
 
@@ -281,7 +282,7 @@ void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const 
       const bool wide = width >= height;
       const PixelSteps& line = wide ? down : along;
       PixelRun run{wide ? along : down, wide ? width : height, list, count, 0, 0};
-      if (wide && row_taps > 1 && taps[1].map - taps[0].map == along.map) {
+      if (wide && count > 0 && row_taps > 1 && taps[1].map - taps[0].map == along.map) {
         run.row_taps = row_taps;
         run.tap = taps[1].weight - taps[0].weight;
       }

@@ -17,8 +17,9 @@ constexpr int kRowLanes = 8;
 // Pixels of a vector: 1 or 2; 0 where a row of taps does not fit one.
 template <class T>
 constexpr int kVectorPixels = Vec<T>::kLanes / kRowLanes;
-// Rows of results of a tile. It reads R + K - 1 vectors of the map for R * K multiply-adds. K = 7, R = 3, 64-byte vectors: 21
-// multiply-adds and 3 blends for two units; 9 loads of two cache lines each and 6 numbers of grad_y, 24 lines, for two others.
+// Rows of results of a tile. With stride 1 it reads R + K - 1 vectors of the map for R * K multiply-adds. K = 7, R = 3, 64-byte
+// vectors: 21 multiply-adds and 3 blends for two units; 9 loads of two cache lines each and 6 numbers of grad_y, 24 lines, for
+// two others.
 constexpr int kSumRows = kVectorRegisters >= 32 ? 3 : 2;
 
 // Lanes [0, 8) all `low`, [8, 16) all `high`; or one pixel's alone.
