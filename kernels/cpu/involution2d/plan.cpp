@@ -144,8 +144,8 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
   // A Window touches two vectors from its first tap on: dense ones begin at the first tap of a row, others at any.
   const auto touched = [&](int64_t reach) { return p.dense ? std::max(reach, lanes) : reach + lanes; };
   const int64_t tile_rows = p.dense ? round_up(p.row_tile, k.row_block) : p.row_tile;
-  const int64_t halves = r.result_phases();
-  p.result = make_strip(tile_rows, halves, 0, 0, ceil_div(p.col_tile, halves), lanes, element);
+  const int64_t result_phases = r.result_phases();
+  p.result = make_strip(tile_rows, result_phases, 0, 0, ceil_div(p.col_tile, result_phases), lanes, element);
   if (r.grad_x()) {
     // Rows p0 .. p0 + row_tile - 1 of grad_x read rows floor((p0 + ph - reach) / sh) .. floor((p0 + row_tile - 1 + ph) / sh)
     // of grad_y: at most (row_tile - 1 + reach) / sh + 2 of them. The same for columns.

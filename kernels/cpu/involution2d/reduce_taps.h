@@ -98,36 +98,31 @@ void sum_tap_tile(const Involution2dPlan& p, const T* map, const Strided<const T
                      : rows == 2 ? sum_tap_rows<T, S, K, kStride, 2>
                                  : sum_tap_rows<T, S, K, kStride, kSumRows>;
     for (int64_t start = 0; start < t.cols; start += kPixels * kApart) {
-      const T* g[kSumRows][kPixels];
-      S *corner[kSumRows][kPixels], *out[kSumRows][kPixels];
-      for (int m = 0; m < kSumRows; ++m)
-        for (int q = 0; q < kPixels; ++q) {
-          const int64_t row = i + (m < rows ? m : 0), column = start + q * kApart;
-          // Of a second pixel that does not exist the first one's gradient is read.
-          g[m][q] = tile_grad + row * grad.row + (column < t.cols ? column : start) * grad.column;
-          corner[m][q] = tile_result + row * result.row + column * result.column;
-          out[m][q] = in_place ? corner[m][q] : scattered.taps[m][q];
-        }
-      const int64_t most = t.cols - start < kApart ? t.cols - start : kApart;
-      int pixels = t.cols - start > kApart ? kPixels : 1;
-      for (int64_t j = 0; j < most; ++j) {
-        if (kPixels == 2 && pixels == 2 && start + j + kApart >= t.cols) {
-          pixels = 1;
-          for (int m = 0; m < rows; ++m) g[m][kPixels - 1] = g[m][0];
-        }
-        if (pixels < kPixels)
-          for (int m = 0; m < rows; ++m) out[m][kPixels - 1] = nullptr;
+      const T* g[kSumRows][kPixels] = {};
+      S *corner[kSumRows][kPixels] = {}, *out[kSumRows][kPixels] = {};
+      const auto each = [&](int count, auto run) LGLD_INLINE_LAMBDA {
         for (int m = 0; m < rows; ++m)
-          for (int q = 0; q < pixels; ++q) prefetch<true>(corner[m][q] + result.column, K * K);
-        run(map + kStride * (i * p.map.row_pitch + start + j), p.map.row_pitch, p.map.plane_pitch, g, channels, out);
-        for (int m = 0; m < rows; ++m)
-          for (int q = 0; q < kPixels; ++q) {
-            if (!in_place && q < pixels)
-              for (int k = 0; k < K * K; ++k) corner[m][q][k * result.channel] = out[m][q][k];
-            g[m][q] += grad.column;
-            corner[m][q] += result.column;
-            if (in_place && q < pixels) out[m][q] += result.column;
-          }
+          for (int q = 0; q < count; ++q) run(m, q);
+      };
+      each(kPixels, [&](int m, int q) LGLD_INLINE_LAMBDA {
+        const int64_t row = i + m, column = start + q * kApart;
+        g[m][q] = tile_grad + row * grad.row + column * grad.column;
+        corner[m][q] = tile_result + row * result.row + column * result.column;
+      });
+      for (int64_t j = start; j < start + kApart && j < t.cols; ++j) {
+        const int pixels = j + (kPixels - 1) * kApart < t.cols ? kPixels : 1;
+        each(kPixels, [&](int m, int q) LGLD_INLINE_LAMBDA {
+          const bool exists = q < pixels;
+          if (!exists) g[m][q] = g[m][0];
+          out[m][q] = !exists ? nullptr : in_place ? corner[m][q] : scattered.taps[m][q];
+        });
+        each(pixels, [&](int m, int q) LGLD_INLINE_LAMBDA { prefetch<true>(corner[m][q] + result.column, K * K); });
+        run(map + kStride * (i * p.map.row_pitch + j), p.map.row_pitch, p.map.plane_pitch, g, channels, out);
+        if (!in_place)
+          each(pixels, [&](int m, int q) LGLD_INLINE_LAMBDA {
+            for (int k = 0; k < K * K; ++k) corner[m][q][k * result.channel] = out[m][q][k];
+          });
+        each(kPixels, [&](int m, int q) LGLD_INLINE_LAMBDA { g[m][q] += grad.column, corner[m][q] += result.column; });
       }
     }
   }
