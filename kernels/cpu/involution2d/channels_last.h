@@ -52,8 +52,8 @@ void pixel_tasks(const Involution2dPlan& p, const Strided<const S>& map, const S
       const Strided<const T> m = pixels_of(planes, p.pixels, row, col, channels, p.pads, scratch_at<T>(memory, p.map_at));
       const Strided<S> out{result.data + t.image * result.batch + channel, 0, 1, result.row, result.column};
       // Groups that are computed one after the other read what lies side by side; grad_x reads each tap's of another pixel.
-      const bool fetch = !grad_x && s.groups > p.task_groups && p.pixel_weights.channels == 0 && w.channel == 1;
-      const PixelGroups groups{p.task_groups, channels, taps * w.channel, fetch};
+      const bool fetch = !grad_x && s.groups > 1 && p.task_groups == 1 && p.pixel_weights.channels == 0 && w.channel == 1;
+      const PixelGroups groups{t.groups, channels, taps * w.channel, fetch};
       each_phase(t, axis_taps, [&](const Axis& rows, const Axis& columns) LGLD_INLINE_LAMBDA {
         pixel_plane(rows, columns, s.kernel_w, m, w, out, groups, list);
       });

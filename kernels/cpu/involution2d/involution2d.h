@@ -58,11 +58,11 @@ struct PixelRegion {
   int64_t channels;  // elements a pixel
 };
 
-// What a task covers: a tile of the result's rows and columns of one image, all channels or taps of one group or of all.
+// What a task covers: a tile of the result's rows and columns of one image, all channels or taps of one group or of several.
 struct Involution2dPlan {
   Involution2dShape shape;
   int64_t row_tile, col_tile, row_tiles, col_tiles;
-  int64_t task_groups;  // 1 or all: pixels whose channels are neighbours have their groups' weights in the same cache lines
+  int64_t task_groups;  // more than 1 where channels are neighbours: their weights are in the same cache lines
   int64_t tasks;
   bool groups_first;   // tasks that follow each other are of the same pixels and neighbouring groups; otherwise of one group
   int64_t planes;      // planes of the map strip that are packed at a time

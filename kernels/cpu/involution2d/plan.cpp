@@ -59,12 +59,8 @@ struct Request {
   // With a column stride of 2 grad_x computes the even columns and the odd ones, and vectors of both then become rows.
   int64_t result_phases() const { return grad_x() && shape.stride_w == 2 && format.unit_result ? 2 : 1; }
   // channels_last pixels in the columns at the border lack some taps and are computed by themselves, at half the speed. Where
-  // they are many, a copy with zeros beside its rows makes all pixels of a row alike. grad_x has the weights to copy as well,
-  // a group's at a time, where a task would else have all groups' in a row (`together`).
-  bool narrow(int64_t columns, bool together) const {
-    const int64_t most = grad_x() && together ? 2 : 5;
-    return unit() && most * reach_w() > columns;
-  }
+  // they are most, a copy with zeros beside its rows makes all pixels of a row alike.
+  bool narrow(int64_t columns) const { return unit() && 2 * reach_w() > columns; }
 };
 
 void choose_kernels(const Request& r, Involution2dPlan& p) {
@@ -107,17 +103,21 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   const int64_t channels = p.sums_whole && !p.direct ? std::clamp<int64_t>(s.group_channels(), 16, kMostWhole) : 16;
   p.col_tile = even_tile(width, 128 * 16 / channels, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
-  constexpr int64_t kEnoughTasks = 12;
-  const bool together = s.batch * ceil_div(height, 4) * p.col_tiles >= kEnoughTasks;
-  p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile, together));
-  p.task_groups = p.channels_last && !p.pads && together ? s.groups : 1;
+  p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile));
   // The taps of two groups share cache lines, which threads that have a group each would take from one another.
   p.groups_first = p.channels_last || p.sums_rows || p.sums_lanes;
+  // Pixels read in place have the weights of all their groups in a row: better fewer rows than fewer groups of 4 or more, and
+  // better few tasks.
+  const bool shares = p.channels_last && !p.pads;
+  const int64_t enough = shares ? 8 : 12, most_parts = shares ? std::max<int64_t>(1, s.groups / 4) : s.groups;
   for (int64_t rows : {16, 8, 4}) {
     p.row_tile = even_tile(height, rows, p.groups_first ? 1 : 4);
     p.row_tiles = ceil_div(height, p.row_tile);
-    p.tasks = s.batch * (s.groups / p.task_groups) * p.row_tiles * p.col_tiles;
-    if (p.tasks >= kEnoughTasks) break;
+    const int64_t tiles = s.batch * p.row_tiles * p.col_tiles;
+    const int64_t parts = shares ? std::min(ceil_div(enough, std::max<int64_t>(1, tiles)), most_parts) : s.groups;
+    p.task_groups = ceil_div(s.groups, parts);
+    p.tasks = tiles * ceil_div(s.groups, p.task_groups);
+    if (p.tasks >= enough) break;
   }
 }
 

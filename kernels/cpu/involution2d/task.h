@@ -6,7 +6,7 @@ namespace lgld {
 namespace {
 
 struct Task {
-  int64_t image, group, row, rows, col, cols;  // a tile of the result, of the plan's task_groups from `group` on
+  int64_t image, group, groups, row, rows, col, cols;  // a tile of the result, of `groups` groups from `group` on
 };
 
 Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t width) {
@@ -16,12 +16,13 @@ Task make_task(const Involution2dPlan& p, int64_t index, int64_t height, int64_t
     index /= count;
     return number;
   };
-  const int64_t groups = p.shape.groups / p.task_groups;
-  if (p.groups_first) t.group = next(groups) * p.task_groups;
+  const int64_t parts = ceil_div(p.shape.groups, p.task_groups);
+  if (p.groups_first) t.group = next(parts) * p.task_groups;
   t.col = next(p.col_tiles) * p.col_tile;
   t.row = next(p.row_tiles) * p.row_tile;
-  if (!p.groups_first) t.group = next(groups) * p.task_groups;
+  if (!p.groups_first) t.group = next(parts) * p.task_groups;
   t.image = index;
+  t.groups = p.shape.groups - t.group < p.task_groups ? p.shape.groups - t.group : p.task_groups;
   t.rows = height - t.row < p.row_tile ? height - t.row : p.row_tile;
   t.cols = width - t.col < p.col_tile ? width - t.col : p.col_tile;
   return t;
