@@ -142,7 +142,7 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
   const Involution2dKernels& k = r.kernels;
   const int64_t lanes = r.lanes(), element = r.element();
   // A Window touches two vectors from its first tap on: dense ones begin at the first tap of a row, others at any.
-  const auto touched = [&](int64_t reach) { return p.dense ? std::max(reach, lanes) : reach + lanes; };
+  const auto touched = [&](int64_t reach) { return p.dense || p.sums_rows ? std::max(reach, lanes) : reach + lanes; };
   const int64_t tile_rows = p.dense ? round_up(p.row_tile, k.row_block) : p.row_tile;
   const int64_t result_phases = r.result_phases();
   p.result = make_strip(tile_rows, result_phases, 0, 0, ceil_div(p.col_tile, result_phases), lanes, element);
