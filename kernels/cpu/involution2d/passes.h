@@ -175,10 +175,10 @@ void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> wei
           dense_direct(p, x, row, col, s.height, s.width, weights_in_place(p, weight, t), y, t, memory);
           continue;
         }
-        // A block of rows at a time, whose packed weights stay in the first two caches.
-        for (int64_t i = 0; i < t.rows; i += kRowBlock) {
+        // A few rows at a time, whose packed weights stay in the first two caches.
+        for (int64_t i = 0; i < t.rows; i += p.other.rows) {
           Task part = t;
-          part.row += i, part.rows = t.rows - i < kRowBlock ? t.rows - i : kRowBlock;
+          part.row += i, part.rows = t.rows - i < p.other.rows ? t.rows - i : p.other.rows;
           dense_direct(p, x, row + i, col, s.height, s.width, packed_weights(p, weight, part, memory), y, part, memory);
         }
         continue;

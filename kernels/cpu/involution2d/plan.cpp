@@ -7,6 +7,9 @@ namespace {
 
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kMostWhole = 128;  // channels of a group whose strips are packed at a time
+// Of packed weights, a share of the second cache. The more rows, the more of a plane is read and written in one go: with K = 3,
+// 16 rows of 112 columns instead of 4 made 8 images of 64 channels in 16 bit 1.4 times as fast.
+constexpr int64_t kPackedBytes = 128 * 1024;
 
 int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
@@ -165,9 +168,13 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
                        element);
     // A second pixel's taps are multiplied where there is none, too.
     if (p.sums_rows) p.map.filled = p.map.pitch;
-    // Where the map is read in place, weights are packed a block of rows at a time.
-    const int64_t other_rows = p.direct && r.forward() ? k.row_block : tile_rows;
-    p.other = make_strip(other_rows, 1, 0, 0, p.col_tile, lanes, element);
+    p.other = make_strip(tile_rows, 1, 0, 0, p.col_tile, lanes, element);
+    // Where the map is read in place, weights are packed a few blocks of rows at a time.
+    if (p.direct && r.forward()) {
+      const int64_t most = kPackedBytes / (s.taps() * p.other.row_pitch * element);
+      p.other = make_strip(even_tile(tile_rows, std::max<int64_t>(k.row_block, most), k.row_block), 1, 0, 0, p.col_tile, lanes,
+                           element);
+    }
   }
   // The forward and grad_x tiles always compute a whole block of channels and store those that exist.
   p.planes = p.sums_whole      ? s.group_channels()
