@@ -476,10 +476,17 @@ int run(uint64_t seed, int random_shapes) {
           every_dtype(square(1, 10, 2, stride * rows, stride * width, k, stride, k / 2, 1), View::kChannelsLast);
   // Gradients of the map whose even and odd columns are computed apart: an odd one missing, whole vectors and parts.
   for (const int64_t width : {1, 2, 7, 16, 31, 33, 64}) every_dtype(square(1, 9, 1, 6, width, 3, 2, 1, 1), View::kContiguous);
+  // Neighbouring channels read in place: tasks of several groups, the last of fewer.
+  for (const int64_t groups : {9, 19})
+    for (const int64_t stride : {1, 2})
+      for (const int64_t k : {3, 7})
+        every_dtype(square(1, 2 * groups, groups, 6, 13, k, stride, k / 2, 1), View::kChannelsLast);
+  // More weights in 16 bit than a task packs at a time.
+  const View contiguous = View::kContiguous;
+  test_shape<BFloat16>(square(12, 32, 1, 9, 81, 7, 1, 3, 1), random, &contiguous);
   // More channels a group than 16-bit gradients of the weights are summed of in one go.
   every_dtype({1, 130, 1, 3, 18, 3, 18, 5, 5, 1, 1, 2, 2, 1, 1}, View::kContiguous);
   // Rows of whole cache lines, several tiles side by side: windows from aligned loads, masked at the border alone.
-  const View contiguous = View::kContiguous;
   for (const int64_t width : {48, 64}) {
     const Involution2dShape s = square(1, 8, 1, 9, width, 3, 1, 1, 1);
     test_shape<float>(s, random, &contiguous);
