@@ -31,7 +31,7 @@ SHAPES = {
     "five": Problem(2, 9, 12, 33, (5, 5), padding=(2, 2), groups=3),
     "wide": Problem(1, 3, 5, 300),
     "aligned_rows": Problem(1, 8, 9, 64),  # rows of whole cache lines in every dtype: loads of their own with K 3
-    "many_groups": Problem(1, 18, 6, 13, groups=9),
+    "many_groups": Problem(1, 20, 6, 13, groups=10),
     "pixel": Problem(1, 1, 1, 1, (1, 1), padding=(0, 0)),
     "window_beyond_the_map": Problem(2, 4, 2, 3, (7, 7), padding=(3, 3)),
     "only_padding": Problem(1, 2, 1, 1, (3, 3), padding=(8, 8), dilation=(5, 5)),

@@ -127,6 +127,9 @@ __attribute__((always_inline)) inline Involution2dKernels::Run<S> select(const I
     return of(*k.f32);
 }
 
+// Bytes of the weights that all channels of a dense tile read one after the other, a share of the second cache.
+constexpr int64_t kWeightBytes = 128 * 1024;
+
 // Bytes of a TapRun (correlate.h), of which a plan's scratch has one a tap; of a PixelTap (pixels.h), one a tap; and of an
 // AxisTap (pixels.h), one a row and one a column of taps.
 constexpr int64_t kTapRunBytes = 32, kPixelTapBytes = 16, kAxisTapBytes = 24;

@@ -13,7 +13,6 @@ namespace lgld {
 namespace {
 
 constexpr int kWeightChannels = 16;
-constexpr int64_t kMergedBytes = 128 * 1024;  // of the weights under a merged tile, a share of the second cache
 
 // Planes [channel, channel + count) of x around the tile's window.
 template <bool kZeroRows = true, class T, class S>
@@ -158,7 +157,7 @@ void forward(const Involution2dPlan& p, Strided<const S> x, Strided<const S> wei
     if constexpr (kMaskedWindows) {
       if (p.direct) {
         // All blocks of channels read the weights under the tile.
-        const int64_t most = kMergedBytes / (s.taps() * t.cols * static_cast<int64_t>(sizeof(S)));
+        const int64_t most = kWeightBytes / (s.taps() * t.cols * static_cast<int64_t>(sizeof(S)));
         if (!p.packs_other && !p.stages_result) index = merge_below(p, index, end, s.out_height, most, t);
         const int64_t row = t.row - s.pad_h, col = t.col - s.pad_w;
         if constexpr (!std::is_same_v<S, T>) {

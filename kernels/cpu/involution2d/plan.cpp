@@ -7,9 +7,6 @@ namespace {
 
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kMostWhole = 128;  // channels of a group whose strips are packed at a time
-// Of packed weights, a share of the second cache. The more rows, the more of a plane is read and written in one go: with K = 3,
-// 16 rows of 112 columns instead of 4 made 8 images of 64 channels in 16 bit 1.4 times as fast.
-constexpr int64_t kPackedBytes = 128 * 1024;
 
 int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
@@ -109,14 +106,16 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile));
   // The taps of two groups share cache lines, which threads that have a group each would take from one another.
   p.groups_first = p.channels_last || p.sums_rows || p.sums_lanes;
-  // Pixels read in place have the weights of all their groups in a row: better fewer rows than fewer groups of 4 or more, and
-  // better few tasks.
+  // Pixels read in place have the weights of all their groups in a row. A task that has few of these groups shares cache lines
+  // with others, and one that has few rows computes single pixels at the border: so fewer tasks are enough, and their groups
+  // are fewer than 4 only where 4 rows are too many.
   const bool shares = p.channels_last && !p.pads;
-  const int64_t enough = shares ? 8 : 12, most_parts = shares ? std::max<int64_t>(1, s.groups / 4) : s.groups;
+  const int64_t enough = shares ? 8 : 12;
   for (int64_t rows : {16, 8, 4}) {
     p.row_tile = even_tile(height, rows, p.groups_first ? 1 : 4);
     p.row_tiles = ceil_div(height, p.row_tile);
     const int64_t tiles = s.batch * p.row_tiles * p.col_tiles;
+    const int64_t most_parts = rows == 4 ? s.groups : std::max<int64_t>(1, s.groups / 4);
     const int64_t parts = shares ? std::min(ceil_div(enough, std::max<int64_t>(1, tiles)), most_parts) : s.groups;
     p.task_groups = ceil_div(s.groups, parts);
     p.tasks = tiles * ceil_div(s.groups, p.task_groups);
@@ -169,9 +168,10 @@ void lay_out_strips(const Request& r, Involution2dPlan& p) {
     // A second pixel's taps are multiplied where there is none, too.
     if (p.sums_rows) p.map.filled = p.map.pitch;
     p.other = make_strip(tile_rows, 1, 0, 0, p.col_tile, lanes, element);
-    // Where the map is read in place, weights are packed a few blocks of rows at a time.
+    // Where the map is read in place, weights are packed a few blocks of rows at a time: the more, the more of a plane is read
+    // and written in one go.
     if (p.direct && r.forward()) {
-      const int64_t most = kPackedBytes / (s.taps() * p.other.row_pitch * element);
+      const int64_t most = kWeightBytes / (s.taps() * p.other.row_pitch * element);
       p.other = make_strip(even_tile(tile_rows, std::max<int64_t>(k.row_block, most), k.row_block), 1, 0, 0, p.col_tile, lanes,
                            element);
     }
