@@ -66,7 +66,11 @@ __attribute__((noinline)) void pixel_tile(const T* map, const T* weight, S* out,
 // Rows of K taps that stand side by side: pixel p's tap v reads map pixel p + v, so a row of P pixels loads
 // P + K - 1 vectors for its P * K multiply-adds. What a tile of one vector of channels needs, which has no
 // second vector to share its weights with: 8 pixels of 7 taps load (14 + 56) for 56, pixel_tile would load 112.
-constexpr int kRowPixels = 8;
+//
+// Pixels of a tile: 8, or 7 where they cover a run in no more tiles. Maps of 7, 14 and 28 columns are common, and a tile of P
+// pixels has P chains of dependent multiply-adds, of which up to 8 take no longer than one: 7 columns in two tiles of 4 would
+// take twice as long.
+LGLD_INLINE int64_t row_pixels(int64_t run) { return ceil_div(run, 7) <= ceil_div(run, 8) ? 7 : 8; }
 
 // P neighbouring pixels of a run, `lanes` channels; `tap` is the weights' step from one tap of a row to the next (1 where
 // kUnitTaps), `taps` has the first tap of each of `count` rows.
@@ -128,8 +132,7 @@ struct PixelGroups {
 };
 
 // Calls tile(p) for tiles of P pixels from pixel p of a run on, and returns the first pixel left. Where more than half a tile
-// is left at the end, a last one begins earlier and computes some pixels again: with one vector of channels, a tile of P pixels
-// has P chains of dependent multiply-adds, and up to 8 of them take no longer than one.
+// is left at the end, a last one begins earlier and computes some pixels again.
 template <int P, class Tile>
 LGLD_INLINE int64_t cover(int64_t p, int64_t end, const Tile& tile) {
   for (; p + P <= end; p += P) tile(p);
@@ -177,8 +180,10 @@ int64_t row_tiles(const T* map, const T* weight, S* out, const PixelRun& run, in
 template <class T, class S>
 void pixel_run(const T* map, const T* weight, S* out, const PixelRun& run, const PixelGroups& groups) {
   constexpr int kLanes = Vec<T>::kLanes;
-  for (int64_t p = 0; p < run.count; p += kRowPixels) {
-    const int64_t end = p + kRowPixels < run.count ? p + kRowPixels : run.count;
+  const int64_t pixels = row_pixels(run.count);
+  const auto whole_rows = pixels == 7 ? row_tiles<T, S, 7> : row_tiles<T, S, 8>;
+  for (int64_t p = 0; p < run.count; p += pixels) {
+    const int64_t end = p + pixels < run.count ? p + pixels : run.count;
     for (int64_t g = 0; g < groups.count; ++g) {
       const T *x = map + g * groups.channels, *w = weight + g * groups.weight;
       S* y = out + g * groups.channels;
@@ -187,8 +192,8 @@ void pixel_run(const T* map, const T* weight, S* out, const PixelRun& run, const
         pixel_tiles<T, S, kTileVectors>(x + c, w, y + c, run, p, end, kLanes);
       for (; c < groups.channels; c += kLanes) {
         const int lanes = static_cast<int>(groups.channels - c < kLanes ? groups.channels - c : kLanes);
-        int64_t q = row_tiles<T, S, kRowPixels>(x + c, w, y + c, run, p, end, lanes);
-        q = row_tiles<T, S, kRowPixels / 2>(x + c, w, y + c, run, q, end, lanes);
+        int64_t q = whole_rows(x + c, w, y + c, run, p, end, lanes);
+        q = row_tiles<T, S, 4>(x + c, w, y + c, run, q, end, lanes);
         pixel_tiles<T, S, 1>(x + c, w, y + c, run, q, end, lanes);
       }
     }
