@@ -1,4 +1,5 @@
-// Forward and grad_x where the channels of the map and of the result are neighbours.
+// Forward and grad_x by vectors of channels: of maps and results whose channels are neighbours, or of planes that are
+// transposed on the way in and out.
 #pragma once
 #include "pixels.h"
 #include "task.h"
@@ -13,7 +14,18 @@ Strided<const T> pixels_of(const Planes<S>& src, const PixelRegion& region, int6
   if constexpr (std::is_same_v<S, T>) {
     if (region.channels == 0) return {src.data, 0, src.channel, src.row, src.column};
   }
-  return copy_region(src, row, region.rows, col, region.columns, channels, pads, copy);
+  return copy_region(src, Region(src, row, region.rows, col, region.columns, pads), channels, copy);
+}
+
+// A task's results, pixels of `channels` neighbours each, to planes from `corner` on.
+template <class T, class S>
+void transpose_results(const T* pixels, int64_t channels, const Task& t, const Strided<S>& result, S* corner) {
+  // Whole rows without anything between them are one.
+  const bool joined = t.cols == result.row;
+  const int64_t rows = joined ? 1 : t.rows, count = joined ? t.rows * t.cols : t.cols;
+  for (int64_t i = 0; i < rows; ++i)
+    transpose_to(pixels + i * count * channels, channels, count, channels,
+                 RowCursor<S>{corner + i * result.row, result.channel, channels, 0, channels});
 }
 
 // The columns of the map that taps may read.
@@ -49,14 +61,24 @@ void pixel_tasks(const Involution2dPlan& p, const Strided<const S>& map, const S
       const int64_t channels = group_channels - c0 < block ? group_channels - c0 : block;
       const int64_t channel = t.group * group_channels + c0;
       const Planes<S> planes = planes_of(map, t.image, channel, height, width);
-      const Strided<const T> m = pixels_of(planes, p.pixels, row, col, channels, p.pads, scratch_at<T>(memory, p.map_at));
-      const Strided<S> out{result.data + t.image * result.batch + channel, 0, 1, result.row, result.column};
+      T* const copy = scratch_at<T>(memory, p.map_at);
       // Groups that are computed one after the other read what lies side by side; grad_x reads each tap's of another pixel.
       const bool fetch = !grad_x && s.groups > 1 && p.task_groups == 1 && p.pixel_weights.channels == 0 && w.channel == 1;
       const PixelGroups groups{t.groups, channels, taps * w.channel, fetch};
-      each_phase(t, axis_taps, [&](const Axis& rows, const Axis& columns) LGLD_INLINE_LAMBDA {
-        pixel_plane(rows, columns, s.kernel_w, m, w, out, groups, list);
-      });
+      const auto run = [&](const Strided<const T>& m, const auto& out) LGLD_INLINE_LAMBDA {
+        each_phase(t, axis_taps, [&](const Axis& rows, const Axis& columns) LGLD_INLINE_LAMBDA {
+          pixel_plane(rows, columns, s.kernel_w, m, w, out, groups, list);
+        });
+      };
+      if (p.transposes) {
+        T* const staged = scratch_at<T>(memory, p.result_at);
+        const Strided<T> out{staged - (t.row * t.cols + t.col) * channels, 0, 1, t.cols * channels, channels};
+        run(transpose_region(planes, Region(planes, row, p.pixels.rows, col, p.pixels.columns, p.pads), channels, copy), out);
+        transpose_results(staged, channels, t, result, corner_of(result, t, channel));
+      } else {
+        const Strided<S> out{result.data + t.image * result.batch + channel, 0, 1, result.row, result.column};
+        run(pixels_of(planes, p.pixels, row, col, channels, p.pads, copy), out);
+      }
     }
   }
 }

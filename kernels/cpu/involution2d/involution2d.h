@@ -73,6 +73,7 @@ struct Involution2dPlan {
   PixelRegion pixels, pixel_weights;
   bool pads;                            // pixels are copied with zeros beside their rows
   bool channels_last;                   // forward and grad_x: the kernels whose vectors are channels
+  bool transposes;                      // the same for planes, which are transposed on the way in and out
   bool sums_lanes;                      // grad_weight: the same
   bool sums_rows;                       // grad_weight: vectors are rows of taps
   bool sums_whole;                      // grad_weight: all channels of a group are summed in one go, and rounded once

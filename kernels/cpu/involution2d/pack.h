@@ -49,6 +49,16 @@ LGLD_INLINE S as_stored(E value) {
   }
 }
 
+// An element of another type, widened or rounded.
+template <class To, class From>
+LGLD_INLINE To converted(From value) {
+  if constexpr (sizeof(To) > sizeof(From)) {
+    return widened<To>(value);
+  } else {
+    return as_stored<To>(value);
+  }
+}
+
 // Asks for the cache lines of p[0, n), to be written where kWrite. The taps of one group are 196 bytes of each pixel's
 // thousands, which no hardware foresees.
 template <bool kWrite, class S>
@@ -215,6 +225,58 @@ LGLD_INLINE void store_rows(const Vec<T> (&block)[Vec<T>::kLanes], S* out, int64
     unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
       if (m < rows) block[m].store_partial(out + m * pitch, lanes);
     });
+  }
+}
+
+// Where the columns of a matrix go as rows: `step` apart, and `gap` more after every `width` of them, of which `left` are left.
+template <class S>
+struct RowCursor {
+  S* at;
+  int64_t step, width, gap, left;
+  LGLD_INLINE S* next() {
+    S* const row = at;
+    at += step;
+    if (--left == 0) at += gap, left = width;
+    return row;
+  }
+};
+
+// Element (i, j) of a matrix of `rows` x `columns` to element i of the cursor's row j.
+template <class E, class S>
+void transpose_to(const E* src, int64_t pitch, int64_t rows, int64_t columns, RowCursor<S> out) {
+  using V = Vec<Compute<S>>;
+  constexpr int64_t kLanes = V::kLanes;
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    const int width = static_cast<int>(columns - j < kLanes ? columns - j : kLanes);
+    RowCursor<S> next = out;
+    for (int64_t i = 0; i < rows; i += kLanes) {
+      const int height = static_cast<int>(rows - i < kLanes ? rows - i : kLanes);
+      const E* const in = src + i * pitch + j;
+      next = out;
+      // 7 x 7 pixels are three vectors and one more: for so few, a transposed block is mostly nothing.
+      if (width <= kLanes / 8) {
+        for (int n = 0; n < width; ++n) {
+          S* const row = next.next() + i;
+          for (int m = 0; m < height; ++m) row[m] = converted<S>(in[m * pitch + n]);
+        }
+        continue;
+      }
+      V block[kLanes];
+      unroll<kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
+        const E* const row = in + (m < height ? m.value : height - 1) * pitch;
+        block[m] = width == kLanes ? V::load(row) : V::load_partial(row, width);
+      });
+      transpose(block);
+      unroll<kLanes>([&](auto n) LGLD_INLINE_LAMBDA {
+        if (n >= width) return;
+        if (height == kLanes) {
+          block[n].store(next.next() + i);
+        } else {
+          block[n].store_partial(next.next() + i, height);
+        }
+      });
+    }
+    out = next;
   }
 }
 

@@ -67,36 +67,45 @@ __attribute__((noinline)) void pixel_tile(const T* map, const T* weight, S* out,
 // P + K - 1 vectors for its P * K multiply-adds. What a tile of one vector of channels needs, which has no
 // second vector to share its weights with: 8 pixels of 7 taps load (14 + 56) for 56, pixel_tile would load 112.
 //
-// Pixels of a tile: 8, or 7 where they cover a run in no more tiles. Maps of 7, 14 and 28 columns are common, and a tile of P
-// pixels has P chains of dependent multiply-adds, of which up to 8 take no longer than one: 7 columns in two tiles of 4 would
-// take twice as long.
+// Pixels of a tile: 8, or 7 where they cover a run in no more tiles. A tile of P pixels has P chains of dependent
+// multiply-adds, of which up to 8 take no longer than one, so that fewer than a tile's at the end of a run are best computed by
+// a whole one, some of them again. Maps of 7, 14 and 28 columns are common.
 LGLD_INLINE int64_t row_pixels(int64_t run) { return ceil_div(run, 7) <= ceil_div(run, 8) ? 7 : 8; }
 
-// P neighbouring pixels of a run, `lanes` channels; `tap` is the weights' step from one tap of a row to the next (1 where
-// kUnitTaps), `taps` has the first tap of each of `count` rows.
-template <class T, class S, int K, int P, bool kUnitTaps>
+// Whose weights stand side by side: those of a pixel's taps, those of the pixels for one tap, or neither.
+enum class Neighbours { kTaps, kPixels, kNone };
+
+// P neighbouring pixels of a run, `lanes` channels; `tap` is the weights' step from one tap of a row to the next, `taps` has
+// the first tap of each of `count` rows.
+template <class T, class S, int K, int P, Neighbours kNeighbours>
 __attribute__((noinline)) void row_tile(const T* map, const T* weight, S* out, const PixelSteps& step, int64_t tap,
                                         const PixelTap* taps, int64_t count, int lanes) {
   using V = Vec<T>;
+  // Pointers from which an address is a step or a constant away: a pixel's, or that of three taps. One for each pixel and tap
+  // would not fit the registers.
+  constexpr bool kByPixel = kNeighbours != Neighbours::kPixels;
+  constexpr int kPointers = kByPixel ? P : (K + 2) / 3;
   V acc[P];
   unroll<P>([&](auto p) LGLD_INLINE_LAMBDA { acc[p] = V::zero(); });
   const auto run = [&](auto partial) LGLD_INLINE_LAMBDA {
     for (const PixelTap* row = taps; row < taps + count * K; row += K) {
       const T* x = map + row->map;
-      // A pointer a pixel, or the addresses of P * K weights would take a register each.
-      const T* w[P];
-      unroll<P>([&](auto p) LGLD_INLINE_LAMBDA {
-        w[p] = weight + row->weight + p * step.weight;
-        hide_origin(w[p]);
+      const T* w[kPointers];
+      unroll<kPointers>([&](auto n) LGLD_INLINE_LAMBDA {
+        w[n] = weight + row->weight + n * (kByPixel ? step.weight : 3 * tap);
+        hide_origin(w[n]);
       });
       unroll<P + K - 1>([&](auto q) LGLD_INLINE_LAMBDA {
         const V pixel = partial ? V::load_partial(x, lanes) : V::load(x);
         x += step.map;
         hide_origin(x);
         unroll<P>([&](auto p) LGLD_INLINE_LAMBDA {
-          if constexpr (q.value >= p.value && q.value - p.value < K) {
-            acc[p] = V::fma(pixel, V::broadcast(w[p][kUnitTaps ? q - p : 0]), acc[p]);
-            if constexpr (!kUnitTaps) w[p] += tap;
+          constexpr int v = q.value - p.value;
+          if constexpr (v >= 0 && v < K) {
+            constexpr int n = kByPixel ? p.value : v / 3;
+            const int64_t at = kNeighbours == Neighbours::kTaps ? v : kByPixel ? 0 : v % 3 * tap + p;
+            acc[p] = V::fma(pixel, V::broadcast(w[n][at]), acc[p]);
+            if constexpr (kNeighbours == Neighbours::kNone) w[n] += tap;
           }
         });
       });
@@ -131,12 +140,12 @@ struct PixelGroups {
   bool fetch;  // the next line's weights while one is computed
 };
 
-// Calls tile(p) for tiles of P pixels from pixel p of a run on, and returns the first pixel left. Where more than half a tile
-// is left at the end, a last one begins earlier and computes some pixels again.
+// Calls tile(p) for tiles of P pixels from pixel p of a run on, and returns the first pixel left. Where `least` pixels or more
+// are left at the end, a last one begins earlier and computes some pixels again.
 template <int P, class Tile>
-LGLD_INLINE int64_t cover(int64_t p, int64_t end, const Tile& tile) {
+LGLD_INLINE int64_t cover(int64_t p, int64_t end, int64_t least, const Tile& tile) {
   for (; p + P <= end; p += P) tile(p);
-  if (2 * (end - p) <= P || end < P) return p;
+  if (end - p < least || end < P) return p;
   tile(end - P);
   return end;
 }
@@ -145,8 +154,9 @@ LGLD_INLINE int64_t cover(int64_t p, int64_t end, const Tile& tile) {
 template <class T, class S, int kVectors>
 void pixel_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int64_t end, int last) {
   const PixelSteps& step = run.step;
+  constexpr int kLeast = kVectors == 1 ? 1 : kTilePixels / 2 + 1;
   const auto tiles_of = [&](auto pixels) LGLD_INLINE_LAMBDA {
-    p = cover<pixels.value>(p, end, [&](int64_t q) LGLD_INLINE_LAMBDA {
+    p = cover<pixels.value>(p, end, kLeast, [&](int64_t q) LGLD_INLINE_LAMBDA {
       pixel_tile<T, S, pixels.value, kVectors>(map + q * step.map, weight + q * step.weight, out + q * step.out, step, run.taps,
                                                run.tap_count, last);
     });
@@ -156,21 +166,24 @@ void pixel_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int
 }
 
 // The tile for rows of k taps, if there is one.
-template <class T, class S, int P, bool kUnitTaps>
+template <class T, class S, int P, Neighbours kNeighbours>
 auto row_tile_of(int64_t k) {
-  return k == 3   ? row_tile<T, S, 3, P, kUnitTaps>
-         : k == 5 ? row_tile<T, S, 5, P, kUnitTaps>
-         : k == 7 ? row_tile<T, S, 7, P, kUnitTaps>
+  return k == 3   ? row_tile<T, S, 3, P, kNeighbours>
+         : k == 4 ? row_tile<T, S, 4, P, kNeighbours>
+         : k == 5 ? row_tile<T, S, 5, P, kNeighbours>
+         : k == 7 ? row_tile<T, S, 7, P, kNeighbours>
                   : nullptr;
 }
 
-// Pixels [p, end) of a run, P at a time, where its taps are rows of 3, 5 or 7; returns the first pixel left.
+// Pixels [p, end) of a run, P at a time, where its taps are rows of 3, 4, 5 or 7; returns the first pixel left.
 template <class T, class S, int P>
 int64_t row_tiles(const T* map, const T* weight, S* out, const PixelRun& run, int64_t p, int64_t end, int lanes) {
   const int64_t k = run.row_taps;
-  const auto tile = run.tap == 1 ? row_tile_of<T, S, P, true>(k) : row_tile_of<T, S, P, false>(k);
+  const auto tile = run.tap == 1           ? row_tile_of<T, S, P, Neighbours::kTaps>(k)
+                    : run.step.weight == 1 ? row_tile_of<T, S, P, Neighbours::kPixels>(k)
+                                           : row_tile_of<T, S, P, Neighbours::kNone>(k);
   if (tile == nullptr) return p;
-  return cover<P>(p, end, [&](int64_t q) LGLD_INLINE_LAMBDA {
+  return cover<P>(p, end, 1, [&](int64_t q) LGLD_INLINE_LAMBDA {
     tile(map + q * run.step.map, weight + q * run.step.weight, out + q * run.step.out, run.step, run.tap, run.taps,
          run.tap_count / k, lanes);
   });
@@ -192,8 +205,7 @@ void pixel_run(const T* map, const T* weight, S* out, const PixelRun& run, const
         pixel_tiles<T, S, kTileVectors>(x + c, w, y + c, run, p, end, kLanes);
       for (; c < groups.channels; c += kLanes) {
         const int lanes = static_cast<int>(groups.channels - c < kLanes ? groups.channels - c : kLanes);
-        int64_t q = whole_rows(x + c, w, y + c, run, p, end, lanes);
-        q = row_tiles<T, S, 4>(x + c, w, y + c, run, q, end, lanes);
+        const int64_t q = whole_rows(x + c, w, y + c, run, p, end, lanes);
         pixel_tiles<T, S, 1>(x + c, w, y + c, run, q, end, lanes);
       }
     }
@@ -271,12 +283,15 @@ void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const 
     const int64_t row_taps = c.last - c.first;
     // Every row's, as row 0 would read them: rectangles further down take some of the list.
     PixelTap* next = taps;
-    for (int64_t u = 0; u < rows.tap_count; ++u)
-      for (int64_t v = c.first; v < c.last; ++v) {
-        const AxisTap &a = rows.taps[u], &b = columns.taps[v];
-        *next++ = {a.map * map.row + (b.map + c.begin * columns.advance) * map.column,
-                   (a.tap * kernel_w + b.tap) * weight.channel + a.weight * weight.row + (b.weight + c.begin) * weight.column};
+    for (int64_t u = 0; u < rows.tap_count; ++u) {
+      const AxisTap& a = rows.taps[u];
+      const int64_t m = a.map * map.row + c.begin * columns.advance * map.column;
+      const int64_t w = a.tap * kernel_w * weight.channel + a.weight * weight.row + c.begin * weight.column;
+      for (const AxisTap* b = columns.taps + c.first; b < columns.taps + c.last; ++b, ++next) {
+        next->map = m + b->map * map.column;
+        next->weight = w + b->tap * weight.channel + b->weight * weight.column;
       }
+    }
     for (int64_t i = 0; i < rows.count; i = r.end) {
       r = segment_at(rows, i);
       const PixelTap* const list = taps + r.first * row_taps;
@@ -305,32 +320,57 @@ void pixel_plane(const Axis& rows, const Axis& columns, int64_t kernel_w, const 
   }
 }
 
-// Rows [row, row + rows) and columns [col, col + cols) of src, `channels` of them, widened to dst: pixel by pixel where
-// channels are neighbours, else plane by plane. Rows outside src are left out, and columns, too, unless `pads`, which has zeros
-// in their place; those on the right of one row are those on the left of the next. What is returned addresses the copy by src's
-// own rows and columns.
-template <class T, class S>
-Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t channels,
-                             bool pads, T* dst) {
-  using V = Vec<T>;
-  const int64_t top = clamp(row, 0, src.height), height = clamp(row + rows, top, src.height) - top;
-  const int64_t left = clamp(col, 0, src.width), existing = clamp(col + cols, left, src.width) - left;
-  // A region beside src is columns of zeros.
-  const int64_t before = !pads ? 0 : existing > 0 ? left - col : cols, after = pads ? cols - before - existing : 0;
-  const int64_t width = existing + (before > after ? before : after), left0 = pads ? col : left;
-  const auto clear = [](T* at, int64_t n) {
-    int64_t k = 0;
-    for (; k + V::kLanes <= n; k += V::kLanes) V::zero().store(at + k);
-    if (k < n) V::zero().store_partial(at + k, static_cast<int>(n - k));
-  };
-  // `pixel`: elements from one column to the next.
-  const auto surround = [&](T* plane, int64_t pixel) {
-    if (!pads || height == 0) return;
+// What a copy of rows [row, row + rows) and columns [col, col + cols) of planes consists of. Rows outside the planes are left
+// out, and columns, too, unless `pads`, which has zeros in their place; those on the right of one row are those on the left of
+// the next.
+struct Region {
+  int64_t top, height, left, existing;  // rows and columns of the planes
+  int64_t before, after, width;         // columns of zeros on either side, and from one row to the next
+  int64_t left0;                        // the planes' column that the copy begins with
+
+  template <class S>
+  Region(const Planes<S>& src, int64_t row, int64_t rows, int64_t col, int64_t cols, bool pads) {
+    top = clamp(row, 0, src.height), height = clamp(row + rows, top, src.height) - top;
+    left = clamp(col, 0, src.width), existing = clamp(col + cols, left, src.width) - left;
+    // A region beside the planes is columns of zeros.
+    before = !pads ? 0 : existing > 0 ? left - col : cols, after = pads ? cols - before - existing : 0;
+    width = existing + (before > after ? before : after), left0 = pads ? col : left;
+  }
+
+  // The zeros of a copy with `pixel` elements from one column to the next.
+  template <class T>
+  void clear_surroundings(T* plane, int64_t pixel) const {
+    using V = Vec<T>;
+    const auto clear = [](T* at, int64_t n) {
+      int64_t k = 0;
+      for (; k + V::kLanes <= n; k += V::kLanes) V::zero().store(at + k);
+      if (k < n) V::zero().store_partial(at + k, static_cast<int>(n - k));
+    };
+    if (height == 0 || before + after == 0) return;
     clear(plane, before * pixel);
     for (int64_t i = 1; i < height; ++i)
       clear(plane + (before + existing + (i - 1) * width) * pixel, (width - existing) * pixel);
     clear(plane + (before + existing + (height - 1) * width) * pixel, after * pixel);
-  };
+  }
+
+  // Whether rows follow each other with nothing between them, so that all are one.
+  template <class S>
+  bool joined(const Planes<S>& src) const {
+    return existing == src.row;
+  }
+
+  // A copy whose channels are neighbours, addressed by the planes' own rows and columns.
+  template <class T>
+  Strided<const T> pixels(const T* copy, int64_t channels) const {
+    return {copy - (top * width + left0) * channels, 0, 1, width * channels, channels};
+  }
+};
+
+// A region of src, `channels` of them, widened to dst: pixel by pixel where channels are neighbours, else plane by plane. What
+// is returned addresses the copy by src's own rows and columns.
+template <class T, class S>
+Strided<const T> copy_region(const Planes<S>& src, const Region& r, int64_t channels, T* dst) {
+  using V = Vec<T>;
   const auto copy = [](T* to, const S* from, int64_t step, int64_t n) {
     int64_t k = 0;
     if (step == 1) {
@@ -342,20 +382,57 @@ Strided<const T> copy_region(const Planes<S>& src, int64_t row, int64_t rows, in
     for (; k < n; ++k) to[k] = widened<T>(from[k * step]);
   };
   if (src.channel == 1) {
-    surround(dst, channels);
-    for (int64_t i = 0; i < height; ++i)
-      for (int64_t j = 0; j < existing; ++j)
-        copy(dst + (i * width + before + j) * channels, src.data + (top + i) * src.row + (left + j) * src.column, 1, channels);
-    return {dst - (top * width + left0) * channels, 0, 1, width * channels, channels};
+    r.clear_surroundings(dst, channels);
+    for (int64_t i = 0; i < r.height; ++i)
+      for (int64_t j = 0; j < r.existing; ++j)
+        copy(dst + (i * r.width + r.before + j) * channels, src.data + (r.top + i) * src.row + (r.left + j) * src.column, 1,
+             channels);
+    return r.pixels<T>(dst, channels);
   }
-  const int64_t plane = height * width + (before < after ? before : after);
-  for (int64_t c = 0; c < channels; ++c) {
-    surround(dst + c * plane, 1);
-    for (int64_t i = 0; i < height; ++i)
-      copy(dst + c * plane + i * width + before, src.data + c * src.channel + (top + i) * src.row + left * src.column,
-           src.column, existing);
-  }
-  return {dst - top * width - left0, 0, plane, width, 1};
+  const int64_t plane = r.height * r.width + (r.before < r.after ? r.before : r.after);
+  const S* from = src.data + r.top * src.row + r.left * src.column;
+  const int64_t touched = r.before + r.existing + r.after;
+  const bool surrounded = r.before + r.after > 0, joined = src.column == 1 && r.joined(src) && !surrounded;
+  const auto copy_planes = [&]() LGLD_INLINE_LAMBDA {
+    if (joined && src.channel == plane) {
+      copy(dst, from, 1, channels * plane);
+      return;
+    }
+    if constexpr (kMaskedWindows) {
+      if (src.column == 1 && !joined && touched <= 2 * V::kLanes) {
+        // A row's last vector may be of the next one's elements, too, which are written later.
+        const StripLayout layout{r.height, 1, 0, r.width, r.width, plane};
+        const auto run = touched <= V::kLanes ? pack_short_rows<1, T, S> : pack_short_rows<2, T, S>;
+        run(dst, layout, r.before, from, r.existing, src.row, src.channel, r.height, channels);
+        return;
+      }
+    }
+    for (int64_t c = 0; c < channels; ++c, from += src.channel) {
+      T* const to = dst + c * plane;
+      r.clear_surroundings(to, 1);
+      if (joined) {
+        copy(to, from, 1, plane);
+        continue;
+      }
+      for (int64_t i = 0; i < r.height; ++i) copy(to + i * r.width + r.before, from + i * src.row, src.column, r.existing);
+    }
+  };
+  copy_planes();
+  return {dst - r.top * r.width - r.left0, 0, plane, r.width, 1};
+}
+
+// The same of planes whose columns are neighbours to pixels whose channels are.
+template <class T, class S>
+Strided<const T> transpose_region(const Planes<S>& src, const Region& r, int64_t channels, T* dst) {
+  r.clear_surroundings(dst, channels);
+  const bool joined = r.joined(src);
+  const int64_t rows = joined ? r.height != 0 : r.height, pixels = joined ? r.height * r.existing : r.existing;
+  const S* from = src.data + r.top * src.row + r.left;
+  T* to = dst + r.before * channels;
+  for (int64_t i = 0; i < rows; ++i, from += src.row, to += r.width * channels)
+    transpose_to(from, src.channel, channels, pixels,
+                 RowCursor<T>{to, channels, r.existing, (r.width - r.existing) * channels, r.existing});
+  return r.pixels<T>(dst, channels);
 }
 
 }  // namespace

@@ -63,10 +63,21 @@ struct Request {
   bool narrow(int64_t columns) const { return unit() && 2 * reach_w() > columns; }
 };
 
+// Whether planes are better transposed for the kernels whose vectors are channels.
+bool transposes(const Request& r) {
+  const Involution2dShape& s = r.shape;
+  if (r.grad_weight() || r.format.channels_last || !r.format.unit_map || !r.format.unit_result) return false;
+  const int64_t lanes = r.lanes(), columns = r.grad_x() ? s.width : s.out_width;
+  const bool fills_vectors = 3 * s.group_channels() >= 2 * round_up(s.group_channels(), lanes);
+  const bool fills_rows = r.unit() && 2 * columns > lanes;
+  return fills_vectors && !fills_rows && s.taps() >= 25;
+}
+
 void choose_kernels(const Request& r, Involution2dPlan& p) {
   const Involution2dShape& s = r.shape;
   const Involution2dKernels& k = r.kernels;
-  p.channels_last = r.format.channels_last && !r.grad_weight();
+  p.transposes = transposes(r);
+  p.channels_last = (r.format.channels_last && !r.grad_weight()) || p.transposes;
   p.dense = !p.channels_last && r.unit() && s.kernel_h == s.kernel_w && (s.kernel_h == 3 || s.kernel_h == 5 || s.kernel_h == 7);
   // A sum over the lanes costs about what multiplying and adding two vectors does.
   p.sums_lanes = r.grad_weight() && p.dense && r.format.channels_last && r.format.other_channels_last &&
@@ -103,13 +114,13 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   const int64_t channels = p.sums_whole && !p.direct ? std::clamp<int64_t>(s.group_channels(), 16, kMostWhole) : 16;
   p.col_tile = even_tile(width, 128 * 16 / channels, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
-  p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile));
+  p.pads = p.channels_last && (r.widens() || p.transposes || r.narrow(p.col_tile));
   // The taps of two groups share cache lines, which threads that have a group each would take from one another.
-  p.groups_first = p.channels_last || p.sums_rows || p.sums_lanes;
+  p.groups_first = (p.channels_last && !p.transposes) || p.sums_rows || p.sums_lanes;
   // Pixels read in place have the weights of all their groups in a row. A task that has few of these groups shares cache lines
   // with others, and one that has few rows computes single pixels at the border: so fewer tasks are enough, and their groups
   // are fewer than 4 only where 4 rows are too many.
-  const bool shares = p.channels_last && !p.pads;
+  const bool shares = p.channels_last && !p.pads && !p.transposes;
   const int64_t enough = shares ? 8 : 12;
   for (int64_t rows : {16, 8, 4}) {
     p.row_tile = even_tile(height, rows, p.groups_first ? 1 : 4);
@@ -134,7 +145,7 @@ void lay_out_pixels(const Request& r, Involution2dPlan& p) {
   const PixelRegion window{span(p.row_tile, r.reach_h(), s.stride_h), span(p.col_tile, r.reach_w(), s.stride_w), p.planes};
   // Unless it is mostly zeros.
   p.pads = p.pads && window.columns < 8 * p.col_tile;
-  if (r.widens() || p.pads) p.pixels = window;
+  if (r.widens() || p.transposes || p.pads) p.pixels = window;
   if (r.widens() || (p.pads && r.grad_x()))
     p.pixel_weights = {r.grad_x() ? window.rows : p.row_tile, r.grad_x() ? window.columns : p.col_tile, s.taps()};
 }
@@ -191,7 +202,8 @@ void lay_out_scratch(const Request& r, Involution2dPlan& p) {
       bounded_product(s.taps(), p.channels_last ? kPixelTapBytes : kTapRunBytes) + (s.kernel_h + s.kernel_w) * kAxisTapBytes;
   const auto region = [&](const PixelRegion& part, int64_t rows, int64_t columns) {
     const int64_t pixels = bounded_product(std::min(part.rows, rows), p.pads ? part.columns : std::min(part.columns, columns));
-    return bounded_product(pixels, part.channels * element);
+    // What is copied in whole vectors has some more.
+    return bounded_product(pixels, part.channels * element) + r.lanes() * element;
   };
   const auto strips = [&](int64_t planes, const StripLayout& layout) {
     return bounded_product(planes * element, layout.plane_pitch);
@@ -208,7 +220,10 @@ void lay_out_scratch(const Request& r, Involution2dPlan& p) {
   p.map_at = round_up(lists, kCacheLine);
   p.other_at = p.map_at + round_up(map, kCacheLine);
   p.result_at = p.other_at + round_up(other, kCacheLine);
-  p.scratch_bytes = p.result_at + (p.stages_result ? strips(results, p.result) : 0);
+  const int64_t staged = p.transposes      ? bounded_product(p.row_tile * p.col_tile, p.planes * element)
+                         : p.stages_result ? strips(results, p.result)
+                                           : 0;
+  p.scratch_bytes = p.result_at + staged;
 }
 
 }  // namespace
