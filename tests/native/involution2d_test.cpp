@@ -474,6 +474,18 @@ int run(uint64_t seed, int random_shapes) {
       for (const int64_t width : {4, 14, 27})
         for (const int64_t rows : {1, 5})
           every_dtype(square(1, 10, 2, stride * rows, stride * width, k, stride, k / 2, 1), View::kChannelsLast);
+  // Planes that are transposed for those kernels, since they have few columns, a stride or a dilation: whole rows with nothing
+  // between them or something, several tiles, every length of a row of taps.
+  for (const View view : {View::kContiguous, View::kWiderRows, View::kMoreChannels})
+    for (const int64_t k : {5, 7})
+      for (const int64_t width : {1, 5, 7, 8}) {
+        every_dtype(square(1, 34, 2, 4, width, k, 1, k / 2, 1), view);
+        for (const int64_t stride : {2, 3}) every_dtype(square(1, 32, 2, 5, stride * width, k, stride, k / 2, 1), view);
+      }
+  for (const View view : {View::kContiguous, View::kWiderRows}) {
+    every_dtype(square(1, 12, 1, 39, 21, 5, 1, 4, 2), view);
+    every_dtype(padded(square(1, 16, 1, 3, 271, 5, 2, 2, 1), 1, 30), view);
+  }
   // Gradients of the map whose even and odd columns are computed apart: an odd one missing, whole vectors and parts.
   for (const int64_t width : {1, 2, 7, 16, 31, 33, 64}) every_dtype(square(1, 9, 1, 6, width, 3, 2, 1, 1), View::kContiguous);
   // Neighbouring channels read in place: tasks of several groups, the last of fewer.

@@ -1,7 +1,8 @@
 // Forward and grad_x by vectors of channels: of maps and results whose channels are neighbours, or of planes that are
 // transposed on the way in and out.
 #pragma once
-#include "pixels.h"
+#include "pixel_axes.h"
+#include "pixel_copies.h"
 #include "task.h"
 
 namespace lgld {
@@ -27,6 +28,16 @@ void transpose_results(const T* pixels, int64_t channels, const Task& t, const S
     transpose_to(pixels + i * count * channels, channels, count, channels,
                  RowCursor<S>{corner + i * result.row, result.channel, channels, 0, channels});
 }
+
+// The kernel for what a dtype is computed in.
+inline auto pixel_kernel(float) { return LGLD_COMPILED(pixels_f32); }
+inline auto pixel_kernel(double) { return LGLD_COMPILED(pixels_f64); }
+
+template <class S>
+constexpr Dtype kDtypeOf = std::is_same_v<S, double>     ? Dtype::kFloat64
+                           : std::is_same_v<S, Float16>  ? Dtype::kFloat16
+                           : std::is_same_v<S, BFloat16> ? Dtype::kBFloat16
+                                                         : Dtype::kFloat32;
 
 // The columns of the map that taps may read.
 inline Extent columns_of(const Involution2dPlan& p, int64_t width) {
@@ -65,19 +76,20 @@ void pixel_tasks(const Involution2dPlan& p, const Strided<const S>& map, const S
       // Groups that are computed one after the other read what lies side by side; grad_x reads each tap's of another pixel.
       const bool fetch = !grad_x && s.groups > 1 && p.task_groups == 1 && p.pixel_weights.channels == 0 && w.channel == 1;
       const PixelGroups groups{t.groups, channels, taps * w.channel, fetch};
-      const auto run = [&](const Strided<const T>& m, const auto& out) LGLD_INLINE_LAMBDA {
+      const auto run = [&](const Strided<const T>& m, const PixelResult& out) LGLD_INLINE_LAMBDA {
         each_phase(t, axis_taps, [&](const Axis& rows, const Axis& columns) LGLD_INLINE_LAMBDA {
-          pixel_plane(rows, columns, s.kernel_w, m, w, out, groups, list);
+          pixel_kernel(T{})(rows, columns, s.kernel_w, m, w, out, groups, list);
         });
       };
       if (p.transposes) {
         T* const staged = scratch_at<T>(memory, p.result_at);
-        const Strided<T> out{staged - (t.row * t.cols + t.col) * channels, 0, 1, t.cols * channels, channels};
-        run(transpose_region(planes, Region(planes, row, p.pixels.rows, col, p.pixels.columns, p.pads), channels, copy), out);
+        const Region region(planes, row, p.pixels.rows, col, p.pixels.columns, p.pads);
+        run(transpose_region(planes, region, channels, copy),
+            {staged - (t.row * t.cols + t.col) * channels, t.cols * channels, channels, kDtypeOf<T>});
         transpose_results(staged, channels, t, result, corner_of(result, t, channel));
       } else {
-        const Strided<S> out{result.data + t.image * result.batch + channel, 0, 1, result.row, result.column};
-        run(pixels_of(planes, p.pixels, row, col, channels, p.pads, copy), out);
+        run(pixels_of(planes, p.pixels, row, col, channels, p.pads, copy),
+            {result.data + t.image * result.batch + channel, result.row, result.column, kDtypeOf<S>});
       }
     }
   }

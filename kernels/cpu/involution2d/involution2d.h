@@ -17,6 +17,11 @@
 #include "../simd/half.h"
 #include "../strided.h"
 
+// involution2d_f32_avx512, say: what is compiled for a dtype and an instruction set.
+#define LGLD_CONCAT_(a, b, c) a##b##_##c
+#define LGLD_CONCAT(a, b, c) LGLD_CONCAT_(a, b, c)
+#define LGLD_COMPILED(name) LGLD_CONCAT(involution2d_, name, LGLD_VARIANT)
+
 namespace lgld {
 
 // What a stored type is computed in.

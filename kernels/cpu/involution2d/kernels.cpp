@@ -5,10 +5,10 @@
 
 namespace lgld {
 
-extern const Involution2dKernels::Passes<float> LGLD_PASSES(f32);
-extern const Involution2dKernels::Passes<double> LGLD_PASSES(f64);
-extern const Involution2dKernels::Passes<Float16> LGLD_PASSES(f16);
-extern const Involution2dKernels::Passes<BFloat16> LGLD_PASSES(bf16);
+extern const Involution2dKernels::Passes<float> LGLD_COMPILED(f32);
+extern const Involution2dKernels::Passes<double> LGLD_COMPILED(f64);
+extern const Involution2dKernels::Passes<Float16> LGLD_COMPILED(f16);
+extern const Involution2dKernels::Passes<BFloat16> LGLD_COMPILED(bf16);
 
 #define LGLD_TABLE_(variant) involution2d_##variant
 #define LGLD_TABLE(variant) LGLD_TABLE_(variant)
@@ -19,8 +19,8 @@ const Involution2dKernels LGLD_TABLE(LGLD_VARIANT) = {
     kRowBlock,           kChannelBlock,
     kSparseChannelBlock, kWeightChannels,
     kMaskedWindows,      {kTileVectors * Vec<float>::kLanes, kTileVectors * Vec<double>::kLanes},
-    &LGLD_PASSES(f32),   &LGLD_PASSES(f64),
-    &LGLD_PASSES(f16),   &LGLD_PASSES(bf16),
+    &LGLD_COMPILED(f32), &LGLD_COMPILED(f64),
+    &LGLD_COMPILED(f16), &LGLD_COMPILED(bf16),
 };
 
 }  // namespace lgld

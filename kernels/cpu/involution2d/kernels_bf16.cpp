@@ -5,7 +5,7 @@
 
 namespace lgld {
 
-extern const Involution2dKernels::Passes<BFloat16> LGLD_PASSES(bf16);
-const Involution2dKernels::Passes<BFloat16> LGLD_PASSES(bf16) = {forward<BFloat16>, grad_x<BFloat16>, grad_weight<BFloat16>};
+extern const Involution2dKernels::Passes<BFloat16> LGLD_COMPILED(bf16);
+const Involution2dKernels::Passes<BFloat16> LGLD_COMPILED(bf16) = {forward<BFloat16>, grad_x<BFloat16>, grad_weight<BFloat16>};
 
 }  // namespace lgld

@@ -5,7 +5,7 @@
 
 namespace lgld {
 
-extern const Involution2dKernels::Passes<Float16> LGLD_PASSES(f16);
-const Involution2dKernels::Passes<Float16> LGLD_PASSES(f16) = {forward<Float16>, grad_x<Float16>, grad_weight<Float16>};
+extern const Involution2dKernels::Passes<Float16> LGLD_COMPILED(f16);
+const Involution2dKernels::Passes<Float16> LGLD_COMPILED(f16) = {forward<Float16>, grad_x<Float16>, grad_weight<Float16>};
 
 }  // namespace lgld

@@ -5,7 +5,7 @@
 
 namespace lgld {
 
-extern const Involution2dKernels::Passes<float> LGLD_PASSES(f32);
-const Involution2dKernels::Passes<float> LGLD_PASSES(f32) = {forward<float>, grad_x<float>, grad_weight<float>};
+extern const Involution2dKernels::Passes<float> LGLD_COMPILED(f32);
+const Involution2dKernels::Passes<float> LGLD_COMPILED(f32) = {forward<float>, grad_x<float>, grad_weight<float>};
 
 }  // namespace lgld

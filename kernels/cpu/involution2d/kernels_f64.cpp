@@ -5,7 +5,7 @@
 
 namespace lgld {
 
-extern const Involution2dKernels::Passes<double> LGLD_PASSES(f64);
-const Involution2dKernels::Passes<double> LGLD_PASSES(f64) = {forward<double>, grad_x<double>, grad_weight<double>};
+extern const Involution2dKernels::Passes<double> LGLD_COMPILED(f64);
+const Involution2dKernels::Passes<double> LGLD_COMPILED(f64) = {forward<double>, grad_x<double>, grad_weight<double>};
 
 }  // namespace lgld

@@ -452,10 +452,4 @@ void grad_weight(const Involution2dPlan& p, Strided<const S> grad_y, Strided<con
 }
 
 }  // namespace
-
-#define LGLD_CONCAT_(a, b, c) a##b##_##c
-#define LGLD_CONCAT(a, b, c) LGLD_CONCAT_(a, b, c)
-// involution2d_f32_avx512, say: a dtype's passes for the instruction set that is compiled.
-#define LGLD_PASSES(dtype) LGLD_CONCAT(involution2d_, dtype, LGLD_VARIANT)
-
 }  // namespace lgld

@@ -1,0 +1,124 @@
+// Copies of parts of a tensor for the kernels whose vectors are channels (pixels.h).
+#pragma once
+#include "pack.h"
+
+namespace lgld {
+namespace {
+
+// What a copy of rows [row, row + rows) and columns [col, col + cols) of planes consists of. Rows outside the planes are left
+// out, and columns, too, unless `pads`, which has zeros in their place; those on the right of one row are those on the left of
+// the next.
+struct Region {
+  int64_t top, height, left, existing;  // rows and columns of the planes
+  int64_t before, after, width;         // columns of zeros on either side, and from one row to the next
+  int64_t left0;                        // the planes' column that the copy begins with
+
+  template <class S>
+  Region(const Planes<S>& src, int64_t row, int64_t rows, int64_t col, int64_t cols, bool pads) {
+    top = clamp(row, 0, src.height), height = clamp(row + rows, top, src.height) - top;
+    left = clamp(col, 0, src.width), existing = clamp(col + cols, left, src.width) - left;
+    // A region beside the planes is columns of zeros.
+    before = !pads ? 0 : existing > 0 ? left - col : cols, after = pads ? cols - before - existing : 0;
+    width = existing + (before > after ? before : after), left0 = pads ? col : left;
+  }
+
+  // The zeros of a copy with `pixel` elements from one column to the next.
+  template <class T>
+  void clear_surroundings(T* plane, int64_t pixel) const {
+    using V = Vec<T>;
+    const auto clear = [](T* at, int64_t n) {
+      int64_t k = 0;
+      for (; k + V::kLanes <= n; k += V::kLanes) V::zero().store(at + k);
+      if (k < n) V::zero().store_partial(at + k, static_cast<int>(n - k));
+    };
+    if (height == 0 || before + after == 0) return;
+    clear(plane, before * pixel);
+    for (int64_t i = 1; i < height; ++i)
+      clear(plane + (before + existing + (i - 1) * width) * pixel, (width - existing) * pixel);
+    clear(plane + (before + existing + (height - 1) * width) * pixel, after * pixel);
+  }
+
+  // Whether rows follow each other with nothing between them, so that all are one.
+  template <class S>
+  bool joined(const Planes<S>& src) const {
+    return existing == src.row;
+  }
+
+  // A copy whose channels are neighbours, addressed by the planes' own rows and columns.
+  template <class T>
+  Strided<const T> pixels(const T* copy, int64_t channels) const {
+    return {copy - (top * width + left0) * channels, 0, 1, width * channels, channels};
+  }
+};
+
+// A region of src, `channels` of them, widened to dst: pixel by pixel where channels are neighbours, else plane by plane. What
+// is returned addresses the copy by src's own rows and columns.
+template <class T, class S>
+Strided<const T> copy_region(const Planes<S>& src, const Region& r, int64_t channels, T* dst) {
+  using V = Vec<T>;
+  const auto copy = [](T* to, const S* from, int64_t step, int64_t n) {
+    int64_t k = 0;
+    if (step == 1) {
+      for (; k + V::kLanes <= n; k += V::kLanes) V::load(from + k).store(to + k);
+      const int rest = static_cast<int>(n - k);
+      if (rest > 0) V::load_partial(from + k, rest).store_partial(to + k, rest);
+      return;
+    }
+    for (; k < n; ++k) to[k] = widened<T>(from[k * step]);
+  };
+  if (src.channel == 1) {
+    r.clear_surroundings(dst, channels);
+    for (int64_t i = 0; i < r.height; ++i)
+      for (int64_t j = 0; j < r.existing; ++j)
+        copy(dst + (i * r.width + r.before + j) * channels, src.data + (r.top + i) * src.row + (r.left + j) * src.column, 1,
+             channels);
+    return r.pixels<T>(dst, channels);
+  }
+  const int64_t plane = r.height * r.width + (r.before < r.after ? r.before : r.after);
+  const S* from = src.data + r.top * src.row + r.left * src.column;
+  const int64_t touched = r.before + r.existing + r.after;
+  const bool surrounded = r.before + r.after > 0, joined = src.column == 1 && r.joined(src) && !surrounded;
+  const auto copy_planes = [&]() LGLD_INLINE_LAMBDA {
+    if (joined && src.channel == plane) {
+      copy(dst, from, 1, channels * plane);
+      return;
+    }
+    if constexpr (kMaskedWindows) {
+      if (src.column == 1 && !joined && touched <= 2 * V::kLanes) {
+        // A row's last vector may be of the next one's elements, too, which are written later.
+        const StripLayout layout{r.height, 1, 0, r.width, r.width, plane};
+        const auto run = touched <= V::kLanes ? pack_short_rows<1, T, S> : pack_short_rows<2, T, S>;
+        run(dst, layout, r.before, from, r.existing, src.row, src.channel, r.height, channels);
+        return;
+      }
+    }
+    for (int64_t c = 0; c < channels; ++c, from += src.channel) {
+      T* const to = dst + c * plane;
+      r.clear_surroundings(to, 1);
+      if (joined) {
+        copy(to, from, 1, plane);
+        continue;
+      }
+      for (int64_t i = 0; i < r.height; ++i) copy(to + i * r.width + r.before, from + i * src.row, src.column, r.existing);
+    }
+  };
+  copy_planes();
+  return {dst - r.top * r.width - r.left0, 0, plane, r.width, 1};
+}
+
+// The same of planes whose columns are neighbours to pixels whose channels are.
+template <class T, class S>
+Strided<const T> transpose_region(const Planes<S>& src, const Region& r, int64_t channels, T* dst) {
+  r.clear_surroundings(dst, channels);
+  const bool joined = r.joined(src);
+  const int64_t rows = joined ? r.height != 0 : r.height, pixels = joined ? r.height * r.existing : r.existing;
+  const S* from = src.data + r.top * src.row + r.left;
+  T* to = dst + r.before * channels;
+  for (int64_t i = 0; i < rows; ++i, from += src.row, to += r.width * channels)
+    transpose_to(from, src.channel, channels, pixels,
+                 RowCursor<T>{to, channels, r.existing, (r.width - r.existing) * channels, r.existing});
+  return r.pixels<T>(dst, channels);
+}
+
+}  // namespace
+}  // namespace lgld

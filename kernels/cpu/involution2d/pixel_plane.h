@@ -1,0 +1,60 @@
+// The kernel whose vectors are channels, as the passes of all dtypes call it: 16-bit maps and weights are widened beforehand,
+// and results rounded as they are stored. So it is compiled once for float and once for double.
+#pragma once
+#include "involution2d.h"
+
+namespace lgld {
+
+// 16 registers: 4 x 2 accumulators; 32 registers: 4 x 4. Every multiply-add loads a vector of the map; a weight is loaded once
+// for all vectors of a tile.
+constexpr int kTilePixels = 4;
+constexpr int kTileVectors = kVectorRegisters >= 32 ? 4 : 2;
+
+// What a pixel adds up: map and weight elements this far from the tile's first pixel's.
+struct PixelTap {
+  int64_t map, weight;
+};
+static_assert(sizeof(PixelTap) == kPixelTapBytes, "plan.cpp sizes the list of taps by it");
+
+// One tap along one axis: the row (or column) of the map and of the weights that position 0 reads. Both move on with the
+// position, the map by the axis' `advance`, the weights by 1.
+struct AxisTap {
+  int64_t tap, map, weight;
+};
+static_assert(sizeof(AxisTap) == kAxisTapBytes, "plan.cpp sizes the lists by it");
+
+// Rows (or columns) of the map that exist: those of the tensor, or more columns in a copy with zeros beside it.
+struct Extent {
+  int64_t begin, end;
+};
+
+// Result rows (or columns) first, first + step, ... of a task, and their taps in order of what they read of the map.
+struct Axis {
+  int64_t count, first, step, advance;
+  Extent map;
+  int64_t tap_count;
+  const AxisTap* taps;
+};
+
+// Groups of channels that a run computes, and elements of weight from one's to the next's.
+struct PixelGroups {
+  int64_t count, channels, weight;
+  bool fetch;  // the next line's weights while one is computed
+};
+
+// Where results go: to pixels whose channels are neighbours, from the first of the tensor's on.
+struct PixelResult {
+  void* data;
+  int64_t row, column;  // strides in elements
+  Dtype dtype;
+};
+
+// Every pixel of rows x columns, all channels of `groups`. `taps` has room for all of a window's.
+void LGLD_COMPILED(pixels_f32)(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const float>& map,
+                               const Strided<const float>& weight, const PixelResult& out, const PixelGroups& groups,
+                               PixelTap* taps);
+void LGLD_COMPILED(pixels_f64)(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const double>& map,
+                               const Strided<const double>& weight, const PixelResult& out, const PixelGroups& groups,
+                               PixelTap* taps);
+
+}  // namespace lgld
