@@ -49,16 +49,6 @@ LGLD_INLINE S as_stored(E value) {
   }
 }
 
-// An element of another type, widened or rounded.
-template <class To, class From>
-LGLD_INLINE To converted(From value) {
-  if constexpr (sizeof(To) > sizeof(From)) {
-    return widened<To>(value);
-  } else {
-    return as_stored<To>(value);
-  }
-}
-
 // Asks for the cache lines of p[0, n), to be written where kWrite. The taps of one group are 196 bytes of each pixel's
 // thousands, which no hardware foresees.
 template <bool kWrite, class S>
@@ -241,11 +231,13 @@ struct RowCursor {
   }
 };
 
-// Element (i, j) of a matrix of `rows` x `columns` to element i of the cursor's row j.
+// Element (i, j) of a matrix of `rows` x `columns` to element i of the cursor's row j. 7 x 7 pixels are three vectors and one
+// more: for one or two, of which a transposed block is mostly nothing, rows are widened or rounded as they are.
 template <class E, class S>
 void transpose_to(const E* src, int64_t pitch, int64_t rows, int64_t columns, RowCursor<S> out) {
   using V = Vec<Compute<S>>;
   constexpr int64_t kLanes = V::kLanes;
+  constexpr int kFew = kLanes / 8;
   for (int64_t j = 0; j < columns; j += kLanes) {
     const int width = static_cast<int>(columns - j < kLanes ? columns - j : kLanes);
     RowCursor<S> next = out;
@@ -253,11 +245,20 @@ void transpose_to(const E* src, int64_t pitch, int64_t rows, int64_t columns, Ro
       const int height = static_cast<int>(rows - i < kLanes ? rows - i : kLanes);
       const E* const in = src + i * pitch + j;
       next = out;
-      // 7 x 7 pixels are three vectors and one more: for so few, a transposed block is mostly nothing.
-      if (width <= kLanes / 8) {
+      if (width <= kFew) {
         for (int n = 0; n < width; ++n) {
-          S* const row = next.next() + i;
-          for (int m = 0; m < height; ++m) row[m] = converted<S>(in[m * pitch + n]);
+          E column[kLanes];
+          for (int m = 0; m < height; ++m) column[m] = in[m * pitch + n];
+          V::load_partial(column, height).store_partial(next.next() + i, height);
+        }
+        continue;
+      }
+      if (height <= kFew) {
+        S row[kFew + 1][kLanes];
+        for (int m = 0; m < height; ++m) V::load_partial(in + m * pitch, width).store_partial(row[m], width);
+        for (int n = 0; n < width; ++n) {
+          S* const to = next.next() + i;
+          for (int m = 0; m < height; ++m) to[m] = row[m][n];
         }
         continue;
       }
