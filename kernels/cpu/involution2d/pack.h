@@ -254,7 +254,7 @@ void transpose_to(const E* src, int64_t pitch, int64_t rows, int64_t columns, Ro
         continue;
       }
       if (height <= kFew) {
-        S row[kFew + 1][kLanes];
+        S row[kFew > 0 ? kFew : 1][kLanes];
         for (int m = 0; m < height; ++m) V::load_partial(in + m * pitch, width).store_partial(row[m], width);
         for (int n = 0; n < width; ++n) {
           S* const to = next.next() + i;

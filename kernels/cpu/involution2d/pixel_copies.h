@@ -75,35 +75,33 @@ Strided<const T> copy_region(const Planes<S>& src, const Region& r, int64_t chan
     return r.pixels<T>(dst, channels);
   }
   const int64_t plane = r.height * r.width + (r.before < r.after ? r.before : r.after);
+  const Strided<const T> copied{dst - r.top * r.width - r.left0, 0, plane, r.width, 1};
   const S* from = src.data + r.top * src.row + r.left * src.column;
   const int64_t touched = r.before + r.existing + r.after;
-  const bool surrounded = r.before + r.after > 0, joined = src.column == 1 && r.joined(src) && !surrounded;
-  const auto copy_planes = [&]() LGLD_INLINE_LAMBDA {
-    if (joined && src.channel == plane) {
-      copy(dst, from, 1, channels * plane);
-      return;
+  const bool joined = src.column == 1 && r.joined(src) && touched == r.existing;
+  if (joined && src.channel == plane) {
+    copy(dst, from, 1, channels * plane);
+    return copied;
+  }
+  if constexpr (kMaskedWindows) {
+    if (src.column == 1 && !joined && touched <= 2 * V::kLanes) {
+      // What a row's last vector has too much is the next row's, which is written later, or slack.
+      const StripLayout layout{r.height, 1, 0, r.width, r.width, plane};
+      const auto run = touched <= V::kLanes ? pack_short_rows<1, T, S> : pack_short_rows<2, T, S>;
+      run(dst, layout, r.before, from, r.existing, src.row, src.channel, r.height, channels);
+      return copied;
     }
-    if constexpr (kMaskedWindows) {
-      if (src.column == 1 && !joined && touched <= 2 * V::kLanes) {
-        // A row's last vector may be of the next one's elements, too, which are written later.
-        const StripLayout layout{r.height, 1, 0, r.width, r.width, plane};
-        const auto run = touched <= V::kLanes ? pack_short_rows<1, T, S> : pack_short_rows<2, T, S>;
-        run(dst, layout, r.before, from, r.existing, src.row, src.channel, r.height, channels);
-        return;
-      }
+  }
+  for (int64_t c = 0; c < channels; ++c, from += src.channel) {
+    T* const to = dst + c * plane;
+    r.clear_surroundings(to, 1);
+    if (joined) {
+      copy(to, from, 1, plane);
+      continue;
     }
-    for (int64_t c = 0; c < channels; ++c, from += src.channel) {
-      T* const to = dst + c * plane;
-      r.clear_surroundings(to, 1);
-      if (joined) {
-        copy(to, from, 1, plane);
-        continue;
-      }
-      for (int64_t i = 0; i < r.height; ++i) copy(to + i * r.width + r.before, from + i * src.row, src.column, r.existing);
-    }
-  };
-  copy_planes();
-  return {dst - r.top * r.width - r.left0, 0, plane, r.width, 1};
+    for (int64_t i = 0; i < r.height; ++i) copy(to + i * r.width + r.before, from + i * src.row, src.column, r.existing);
+  }
+  return copied;
 }
 
 // The same of planes whose columns are neighbours to pixels whose channels are.

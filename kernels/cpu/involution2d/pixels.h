@@ -1,5 +1,5 @@
-// Involution where channels are neighbours in memory: vectors of channels, weights broadcast. Taps outside the map are left
-// out, but for those beside its rows where it is copied with zeros there.
+// Involution where channels are neighbours in memory, or in a copy: vectors of channels, weights broadcast. Taps outside the
+// map are left out, but for those beside its rows where it is copied with zeros there.
 #pragma once
 #include "pack.h"
 #include "pixel_plane.h"

@@ -63,7 +63,9 @@ struct Request {
   bool narrow(int64_t columns) const { return unit() && 2 * reach_w() > columns; }
 };
 
-// Whether planes are better transposed for the kernels whose vectors are channels.
+// Whether planes are better transposed for the kernels whose vectors are channels. The others' vectors are columns of one row,
+// mostly empty where there are few, and with a stride or a dilation each multiply-add loads one. Blocks of 16 x 16 take 64
+// shuffles, 16 loads and 16 stores: 12 operations a vector, in and out, beside one multiply-add and one load a tap.
 bool transposes(const Request& r) {
   const Involution2dShape& s = r.shape;
   if (r.grad_weight() || r.format.channels_last || !r.format.unit_map || !r.format.unit_result) return false;
@@ -116,11 +118,12 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   p.col_tiles = ceil_div(width, p.col_tile);
   p.pads = p.channels_last && (r.widens() || p.transposes || r.narrow(p.col_tile));
   // The taps of two groups share cache lines, which threads that have a group each would take from one another.
-  p.groups_first = (p.channels_last && !p.transposes) || p.sums_rows || p.sums_lanes;
+  const bool pixels = p.channels_last && !p.transposes;
+  p.groups_first = pixels || p.sums_rows || p.sums_lanes;
   // Pixels read in place have the weights of all their groups in a row. A task that has few of these groups shares cache lines
   // with others, and one that has few rows computes single pixels at the border: so fewer tasks are enough, and their groups
   // are fewer than 4 only where 4 rows are too many.
-  const bool shares = p.channels_last && !p.pads && !p.transposes;
+  const bool shares = pixels && !p.pads;
   const int64_t enough = shares ? 8 : 12;
   for (int64_t rows : {16, 8, 4}) {
     p.row_tile = even_tile(height, rows, p.groups_first ? 1 : 4);
@@ -141,7 +144,7 @@ void lay_out_pixels(const Request& r, Involution2dPlan& p) {
   const auto span = [&](int64_t result, int64_t reach, int64_t stride) {
     return r.grad_x() ? (result - 1 + reach) / stride + 2 : (result - 1) * stride + reach + 1;
   };
-  p.planes = r.kernels.pixel_channels[r.is_double()];
+  p.planes = std::min<int64_t>(r.kernels.pixel_channels[r.is_double()], s.group_channels());
   const PixelRegion window{span(p.row_tile, r.reach_h(), s.stride_h), span(p.col_tile, r.reach_w(), s.stride_w), p.planes};
   // Unless it is mostly zeros.
   p.pads = p.pads && window.columns < 8 * p.col_tile;
