@@ -71,7 +71,9 @@ bool transposes(const Request& r) {
   if (r.grad_weight() || r.format.channels_last || !r.format.unit_map || !r.format.unit_result) return false;
   const int64_t lanes = r.lanes(), columns = r.grad_x() ? s.width : s.out_width;
   const bool fills_vectors = 3 * s.group_channels() >= 2 * round_up(s.group_channels(), lanes);
-  const bool fills_rows = r.unit() && 2 * columns > lanes;
+  // 16-bit planes that are not read in place would be copied in any case.
+  const int64_t few = r.widens() && !r.kernels.masked_windows ? 4 * lanes : 8;
+  const bool fills_rows = r.unit() && columns > few;
   return fills_vectors && !fills_rows && s.taps() >= 25;
 }
 
