@@ -29,6 +29,8 @@ SHAPES = {
     "rednet_7": Problem(1, 32, 14, 14, (7, 7), padding=(3, 3), groups=2),
     "rednet_stride": Problem(2, 16, 15, 13, (7, 7), (2, 2), (3, 3), groups=4),
     "five": Problem(2, 9, 12, 33, (5, 5), padding=(2, 2), groups=3),
+    "wide_groups_stride": Problem(2, 34, 15, 13, (7, 7), (2, 2), (3, 3), groups=2),
+    "wide_groups_narrow": Problem(1, 32, 9, 7, (5, 5), padding=(2, 2), groups=2),
     "wide": Problem(1, 3, 5, 300),
     "aligned_rows": Problem(1, 8, 9, 64),  # rows of whole cache lines in every dtype: loads of their own with K 3
     "many_groups": Problem(1, 20, 6, 13, groups=10),
@@ -79,7 +81,7 @@ def test_channels_last_throughout(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", range(3), ids=["x", "weight", "grad"])
-@pytest.mark.parametrize("name", ["five", "rednet_stride", "wide"])
+@pytest.mark.parametrize("name", ["five", "rednet_stride", "wide", "wide_groups_stride", "wide_groups_narrow"])
 def test_views(name: str, which: int, layout: str, dtype: torch.dtype) -> None:
     layouts = tuple(layout if i == which else "contiguous" for i in range(3))
     problem = replace(SHAPES[name], layouts=layouts, dtype=dtype)
@@ -247,7 +249,7 @@ def test_runs_under_deterministic_algorithms() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", range(3), ids=["x", "weight", "grad"])
-@pytest.mark.parametrize("name", ["five", "rednet_stride", "lgldnet"])
+@pytest.mark.parametrize("name", ["five", "rednet_stride", "lgldnet", "wide_groups_stride", "wide_groups_narrow"])
 def test_nan_and_inf_go_where_the_definition_sends_them(name: str, which: int, value: float) -> None:
     problem = SHAPES[name]
     operands = problem.operands()

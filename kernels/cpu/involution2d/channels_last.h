@@ -15,7 +15,7 @@ Strided<const T> pixels_of(const Planes<S>& src, const PixelRegion& region, int6
   if constexpr (std::is_same_v<S, T>) {
     if (region.channels == 0) return {src.data, 0, src.channel, src.row, src.column};
   }
-  return copy_region(src, Region(src, row, region.rows, col, region.columns, pads), channels, copy);
+  return copy_region(src, Region(src, row, region.rows, col, region.columns, pads, false), channels, copy);
 }
 
 // A task's results, pixels of `channels` neighbours each, to planes from `corner` on.
@@ -39,7 +39,13 @@ constexpr Dtype kDtypeOf = std::is_same_v<S, double>     ? Dtype::kFloat64
                            : std::is_same_v<S, BFloat16> ? Dtype::kBFloat16
                                                          : Dtype::kFloat32;
 
-// The columns of the map that taps may read.
+// The rows and the columns of the map that taps may read. The taps that a forward pass of planes has outside the map are
+// multiplied by zero, as by the definition, which an infinite weight makes NaN.
+inline Extent rows_of(const Involution2dPlan& p, int64_t height) {
+  constexpr int64_t kAny = int64_t{1} << 40;
+  return p.transposes ? Extent{-kAny, kAny} : Extent{0, height};
+}
+
 inline Extent columns_of(const Involution2dPlan& p, int64_t width) {
   constexpr int64_t kAny = int64_t{1} << 40;
   return p.pads ? Extent{-kAny, kAny} : Extent{0, width};
@@ -83,7 +89,7 @@ void pixel_tasks(const Involution2dPlan& p, const Strided<const S>& map, const S
       };
       if (p.transposes) {
         T* const staged = scratch_at<T>(memory, p.result_at);
-        const Region region(planes, row, p.pixels.rows, col, p.pixels.columns, p.pads);
+        const Region region(planes, row, p.pixels.rows, col, p.pixels.columns, p.pads, !grad_x);
         run(transpose_region(planes, region, channels, copy),
             {staged - (t.row * t.cols + t.col) * channels, t.cols * channels, channels, kDtypeOf<T>});
         transpose_results(staged, channels, t, result, corner_of(result, t, channel));
@@ -105,7 +111,7 @@ void forward_pixels(const Involution2dPlan& p, const Strided<const S>& x, const 
   const Involution2dShape& s = p.shape;
   const auto window = [&](const Task& t) { return Corner2d{t.row * s.stride_h - s.pad_h, t.col * s.stride_w - s.pad_w}; };
   pixel_tasks(p, x, weight, y, false, begin, end, memory, window, [&](const Task& t, AxisTap* taps, auto run) {
-    run(forward_axis(taps, t.row, t.rows, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, Extent{0, s.height}),
+    run(forward_axis(taps, t.row, t.rows, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h, rows_of(p, s.height)),
         forward_axis(taps + s.kernel_h, t.col, t.cols, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w, columns_of(p, s.width)));
   });
 }

@@ -74,7 +74,7 @@ struct Involution2dPlan {
   StripLayout map;     // of x (forward, grad_weight) or grad_y (grad_x)
   StripLayout other;   // of weight (forward, grad_x) or grad_y (grad_weight)
   StripLayout result;  // where the result is staged
-  // channels_last: what of the map (of grad_y where vectors are rows of taps) and of weight a task copies; no channels: nothing
+  // Vectors of channels: what of the map (rows of taps: of grad_y) and of weight a task copies; no channels: nothing
   PixelRegion pixels, pixel_weights;
   bool pads;                            // pixels are copied with zeros beside their rows
   bool channels_last;                   // forward and grad_x: the kernels whose vectors are channels
@@ -136,8 +136,8 @@ __attribute__((always_inline)) inline Involution2dKernels::Run<S> select(const I
 // Bytes of the weights that all channels of a dense tile read one after the other, a share of the second cache.
 constexpr int64_t kWeightBytes = 128 * 1024;
 
-// Bytes of a TapRun (correlate.h), of which a plan's scratch has one a tap; of a PixelTap (pixels.h), one a tap; and of an
-// AxisTap (pixels.h), one a row and one a column of taps.
+// Bytes of a TapRun (correlate.h), of which a plan's scratch has one a tap; of a PixelTap (pixel_plane.h), one a tap; and of an
+// AxisTap (pixel_plane.h), one a row and one a column of taps.
 constexpr int64_t kTapRunBytes = 32, kPixelTapBytes = 16, kAxisTapBytes = 24;
 
 // floor(a / b) and ceil(a / b) for b > 0 and any sign of a. `static`: what instruction sets compile separately must not be

@@ -5,21 +5,24 @@
 namespace lgld {
 namespace {
 
-// What a copy of rows [row, row + rows) and columns [col, col + cols) of planes consists of. Rows outside the planes are left
-// out, and columns, too, unless `pads`, which has zeros in their place; those on the right of one row are those on the left of
-// the next.
+// What a copy of rows [row, row + rows) and columns [col, col + cols) of planes consists of. Of those outside the planes it has
+// nothing, or zeros: columns where `pads`, those on the right of one row being those on the left of the next, and rows where
+// `pads_rows`.
 struct Region {
   int64_t top, height, left, existing;  // rows and columns of the planes
   int64_t before, after, width;         // columns of zeros on either side, and from one row to the next
-  int64_t left0;                        // the planes' column that the copy begins with
+  int64_t above, below;                 // rows of zeros
+  int64_t top0, left0;                  // the planes' row and column that the copy begins with
 
   template <class S>
-  Region(const Planes<S>& src, int64_t row, int64_t rows, int64_t col, int64_t cols, bool pads) {
+  Region(const Planes<S>& src, int64_t row, int64_t rows, int64_t col, int64_t cols, bool pads, bool pads_rows) {
     top = clamp(row, 0, src.height), height = clamp(row + rows, top, src.height) - top;
     left = clamp(col, 0, src.width), existing = clamp(col + cols, left, src.width) - left;
     // A region beside the planes is columns of zeros.
     before = !pads ? 0 : existing > 0 ? left - col : cols, after = pads ? cols - before - existing : 0;
     width = existing + (before > after ? before : after), left0 = pads ? col : left;
+    above = !pads_rows ? 0 : height > 0 ? top - row : rows, below = pads_rows ? rows - above - height : 0;
+    top0 = pads_rows ? row : top;
   }
 
   // The zeros of a copy with `pixel` elements from one column to the next.
@@ -31,11 +34,16 @@ struct Region {
       for (; k + V::kLanes <= n; k += V::kLanes) V::zero().store(at + k);
       if (k < n) V::zero().store_partial(at + k, static_cast<int>(n - k));
     };
+    // The last row's zeros on its right have no next row to be on the left of.
+    const int64_t last = before < after ? before : after, row = width * pixel;
+    if (above > 0) clear(plane, above * row + (height + below == 0 ? last * pixel : 0));
+    T* const rest = plane + (above + height) * row;
+    if (below > 0) clear(rest, below * row + last * pixel);
     if (height == 0 || before + after == 0) return;
-    clear(plane, before * pixel);
-    for (int64_t i = 1; i < height; ++i)
-      clear(plane + (before + existing + (i - 1) * width) * pixel, (width - existing) * pixel);
-    clear(plane + (before + existing + (height - 1) * width) * pixel, after * pixel);
+    T* const first = plane + above * row;
+    clear(first, before * pixel);
+    for (int64_t i = 1; i < height; ++i) clear(first + (i - 1) * row + (before + existing) * pixel, row - existing * pixel);
+    clear(rest - row + (before + existing) * pixel, after * pixel);
   }
 
   // Whether rows follow each other with nothing between them, so that all are one.
@@ -47,7 +55,7 @@ struct Region {
   // A copy whose channels are neighbours, addressed by the planes' own rows and columns.
   template <class T>
   Strided<const T> pixels(const T* copy, int64_t channels) const {
-    return {copy - (top * width + left0) * channels, 0, 1, width * channels, channels};
+    return {copy - (top0 * width + left0) * channels, 0, 1, width * channels, channels};
   }
 };
 
@@ -104,14 +112,22 @@ Strided<const T> copy_region(const Planes<S>& src, const Region& r, int64_t chan
   return copied;
 }
 
-// The same of planes whose columns are neighbours to pixels whose channels are.
+// The same of planes to pixels whose channels are neighbours.
 template <class T, class S>
 Strided<const T> transpose_region(const Planes<S>& src, const Region& r, int64_t channels, T* dst) {
   r.clear_surroundings(dst, channels);
+  T* to = dst + (r.above * r.width + r.before) * channels;
+  if (src.column != 1) {
+    for (int64_t i = 0; i < r.height; ++i)
+      for (int64_t j = 0; j < r.existing; ++j) {
+        const S* const from = src.data + (r.top + i) * src.row + (r.left + j) * src.column;
+        for (int64_t c = 0; c < channels; ++c) to[(i * r.width + j) * channels + c] = widened<T>(from[c * src.channel]);
+      }
+    return r.pixels<T>(dst, channels);
+  }
   const bool joined = r.joined(src);
   const int64_t rows = joined ? r.height != 0 : r.height, pixels = joined ? r.height * r.existing : r.existing;
   const S* from = src.data + r.top * src.row + r.left;
-  T* to = dst + r.before * channels;
   for (int64_t i = 0; i < rows; ++i, from += src.row, to += r.width * channels)
     transpose_to(from, src.channel, channels, pixels,
                  RowCursor<T>{to, channels, r.existing, (r.width - r.existing) * channels, r.existing});

@@ -6,7 +6,9 @@ namespace lgld {
 namespace {
 
 constexpr int64_t kCacheLine = 64;
-constexpr int64_t kMostWhole = 128;  // channels of a group whose strips are packed at a time
+constexpr int64_t kMostWhole = 128;                    // channels of a group whose strips are packed at a time
+constexpr int64_t kMostRows = 16, kMostColumns = 128;  // of a tile
+constexpr int64_t kMostTransposed = 1 << 20;           // bytes of the map under a tile
 
 int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
@@ -56,6 +58,10 @@ struct Request {
   int64_t element() const { return is_double() ? sizeof(double) : sizeof(float); }
   int64_t reach_h() const { return (shape.kernel_h - 1) * shape.dilation_h; }
   int64_t reach_w() const { return (shape.kernel_w - 1) * shape.dilation_w; }
+  // Rows or columns of the map that `result` of them read, as in lay_out_strips.
+  int64_t span(int64_t result, int64_t reach, int64_t stride) const {
+    return grad_x() ? (result - 1 + reach) / stride + 2 : (result - 1) * stride + reach + 1;
+  }
   // With a column stride of 2 grad_x computes the even columns and the odd ones, and vectors of both then become rows.
   int64_t result_phases() const { return grad_x() && shape.stride_w == 2 && format.unit_result ? 2 : 1; }
   // channels_last pixels in the columns at the border lack some taps and are computed by themselves, at half the speed. Where
@@ -68,13 +74,18 @@ struct Request {
 // shuffles, 16 loads and 16 stores: 12 operations a vector, in and out, beside one multiply-add and one load a tap.
 bool transposes(const Request& r) {
   const Involution2dShape& s = r.shape;
-  if (r.grad_weight() || r.format.channels_last || !r.format.unit_map || !r.format.unit_result) return false;
-  const int64_t lanes = r.lanes(), columns = r.grad_x() ? s.width : s.out_width;
+  if (r.grad_weight() || r.format.channels_last || !r.format.unit_result) return false;
+  const int64_t lanes = r.lanes(), width = r.grad_x() ? s.width : s.out_width, height = r.grad_x() ? s.height : s.out_height;
   const bool fills_vectors = 3 * s.group_channels() >= 2 * round_up(s.group_channels(), lanes);
   // 16-bit planes that are not read in place would be copied in any case.
-  const int64_t few = r.widens() && !r.kernels.masked_windows ? 4 * lanes : 8;
-  const bool fills_rows = r.unit() && columns > few;
-  return fills_vectors && !fills_rows && s.taps() >= 25;
+  const int64_t few = r.widens() && !r.kernels.masked_windows ? std::max<int64_t>(4 * lanes, 8) : 8;
+  const bool fills_rows = r.unit() && width > few;
+  // What a tile of the largest size reads has to stay in the second cache, and not be zeros for the most part.
+  const int64_t rows = std::min<int64_t>(height, kMostRows), columns = std::min<int64_t>(width, kMostColumns);
+  const int64_t map_rows = r.span(rows, r.reach_h(), s.stride_h), map_columns = r.span(columns, r.reach_w(), s.stride_w);
+  const int64_t channels = std::min<int64_t>(r.kernels.pixel_channels[r.is_double()], s.group_channels());
+  const bool stays = bounded_product(bounded_product(map_rows, map_columns), channels * r.element()) <= kMostTransposed;
+  return fills_vectors && !fills_rows && s.taps() >= 25 && stays && map_rows <= 8 * rows && map_columns <= 8 * columns;
 }
 
 void choose_kernels(const Request& r, Involution2dPlan& p) {
@@ -116,7 +127,7 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   // where that leaves too few tasks to share out; 4 at least, since every tile packs K - 1 rows that its neighbour packs, too.
   // Where strips of all channels of a group are packed at a time, they have no more room than those of 16.
   const int64_t channels = p.sums_whole && !p.direct ? std::clamp<int64_t>(s.group_channels(), 16, kMostWhole) : 16;
-  p.col_tile = even_tile(width, 128 * 16 / channels, 16);
+  p.col_tile = even_tile(width, kMostColumns * 16 / channels, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
   p.pads = p.channels_last && (r.widens() || p.transposes || r.narrow(p.col_tile));
   // The taps of two groups share cache lines, which threads that have a group each would take from one another.
@@ -127,11 +138,11 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   // are fewer than 4 only where 4 rows are too many.
   const bool shares = pixels && !p.pads;
   const int64_t enough = shares ? 8 : 12;
-  for (int64_t rows : {16, 8, 4}) {
+  for (int64_t rows : {kMostRows, kMostRows / 2, kMostRows / 4}) {
     p.row_tile = even_tile(height, rows, p.groups_first ? 1 : 4);
     p.row_tiles = ceil_div(height, p.row_tile);
     const int64_t tiles = s.batch * p.row_tiles * p.col_tiles;
-    const int64_t most_parts = rows == 4 ? s.groups : std::max<int64_t>(1, s.groups / 4);
+    const int64_t most_parts = rows == kMostRows / 4 ? s.groups : std::max<int64_t>(1, s.groups / 4);
     const int64_t parts = shares ? std::min(ceil_div(enough, std::max<int64_t>(1, tiles)), most_parts) : s.groups;
     p.task_groups = ceil_div(s.groups, parts);
     p.tasks = tiles * ceil_div(s.groups, p.task_groups);
@@ -139,17 +150,14 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   }
 }
 
-// channels_last: what of the map and of weight a task copies, if anything.
+// Vectors of channels: what of the map and of weight a task copies, if anything.
 void lay_out_pixels(const Request& r, Involution2dPlan& p) {
   const Involution2dShape& s = r.shape;
-  // Rows and columns of the map that a tile reads, as in lay_out_strips. Of those outside the map a copy has zeros or nothing.
-  const auto span = [&](int64_t result, int64_t reach, int64_t stride) {
-    return r.grad_x() ? (result - 1 + reach) / stride + 2 : (result - 1) * stride + reach + 1;
-  };
   p.planes = std::min<int64_t>(r.kernels.pixel_channels[r.is_double()], s.group_channels());
-  const PixelRegion window{span(p.row_tile, r.reach_h(), s.stride_h), span(p.col_tile, r.reach_w(), s.stride_w), p.planes};
+  // Of those outside the map a copy has zeros or nothing.
+  const PixelRegion window{r.span(p.row_tile, r.reach_h(), s.stride_h), r.span(p.col_tile, r.reach_w(), s.stride_w), p.planes};
   // Unless it is mostly zeros.
-  p.pads = p.pads && window.columns < 8 * p.col_tile;
+  p.pads = p.transposes || (p.pads && window.columns < 8 * p.col_tile);
   if (r.widens() || p.transposes || p.pads) p.pixels = window;
   if (r.widens() || (p.pads && r.grad_x()))
     p.pixel_weights = {r.grad_x() ? window.rows : p.row_tile, r.grad_x() ? window.columns : p.col_tile, s.taps()};
@@ -206,7 +214,8 @@ void lay_out_scratch(const Request& r, Involution2dPlan& p) {
   const int64_t lists =
       bounded_product(s.taps(), p.channels_last ? kPixelTapBytes : kTapRunBytes) + (s.kernel_h + s.kernel_w) * kAxisTapBytes;
   const auto region = [&](const PixelRegion& part, int64_t rows, int64_t columns) {
-    const int64_t pixels = bounded_product(std::min(part.rows, rows), p.pads ? part.columns : std::min(part.columns, columns));
+    const int64_t copied = p.transposes ? part.rows : std::min(part.rows, rows);
+    const int64_t pixels = bounded_product(copied, p.pads ? part.columns : std::min(part.columns, columns));
     // What is copied in whole vectors has some more.
     return bounded_product(pixels, part.channels * element) + r.lanes() * element;
   };
