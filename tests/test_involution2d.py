@@ -29,7 +29,7 @@ SHAPES = {
     "rednet_7": Problem(1, 32, 14, 14, (7, 7), padding=(3, 3), groups=2),
     "rednet_stride": Problem(2, 16, 15, 13, (7, 7), (2, 2), (3, 3), groups=4),
     "five": Problem(2, 9, 12, 33, (5, 5), padding=(2, 2), groups=3),
-    "wide_groups_stride": Problem(2, 34, 15, 13, (7, 7), (2, 2), (3, 3), groups=2),
+    "wide_groups_stride": Problem(2, 48, 15, 13, (7, 7), (2, 2), (3, 3), groups=2),
     "wide_groups_narrow": Problem(1, 32, 9, 7, (5, 5), padding=(2, 2), groups=2),
     "wide": Problem(1, 3, 5, 300),
     "aligned_rows": Problem(1, 8, 9, 64),  # rows of whole cache lines in every dtype: loads of their own with K 3

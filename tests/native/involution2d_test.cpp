@@ -321,11 +321,6 @@ std::vector<Pieces> ways_to_share(int64_t tasks, Random& random) {
 }
 
 template <class T>
-constexpr Dtype kDtype = std::is_same_v<T, double>     ? Dtype::kFloat64
-                         : std::is_same_v<T, Float16>  ? Dtype::kFloat16
-                         : std::is_same_v<T, BFloat16> ? Dtype::kBFloat16
-                                                       : Dtype::kFloat32;
-template <class T>
 constexpr const char* kDtypeName = std::is_same_v<T, double>     ? " float64 "
                                    : std::is_same_v<T, Float16>  ? " float16 "
                                    : std::is_same_v<T, BFloat16> ? " bfloat16 "
@@ -442,10 +437,39 @@ int test_table() {
   return runs;
 }
 
+// Which shapes are transposed for the kernels whose vectors are channels.
+template <class T>
+void test_transposes() {
+  int count = 0;
+  const CpuVariant* variants = cpu_variants(&count);
+  for (int v = 0; v < count; ++v) {
+    if (!variants[v].supported()) continue;
+    const auto transposes = [&](const Involution2dShape& s, bool channels_last, bool expected) {
+      for (const Pass& pass : kPasses) {
+        const Involution2dPlan p = plan_involution2d(s, pass.pass, *variants[v].involution2d,
+                                                     {kDtype<T>, channels_last, !channels_last, true, !channels_last});
+        const std::string name = std::string(variants[v].name) + kDtypeName<T> + pass.name + " " + describe(s);
+        check(p.transposes == (expected && pass.pass != Involution2dPass::kGradWeight), name + ": another kernel than meant");
+      }
+    };
+    transposes(square(1, 48, 2, 7, 7, 7, 1, 3, 1), false, true);    // few columns
+    transposes(square(1, 48, 2, 99, 99, 5, 2, 2, 1), false, true);  // a stride
+    transposes(square(1, 48, 2, 99, 99, 5, 1, 4, 2), false, true);  // a dilation
+    transposes(square(1, 48, 2, 99, 99, 7, 1, 3, 1), false, false);
+    transposes(square(1, 48, 2, 7, 7, 3, 1, 1, 1), false, false);  // few taps
+    transposes(square(1, 48, 2, 7, 7, 7, 1, 3, 1), true, false);
+    transposes(square(1, 64, 1, 2100, 2100, 5, 1, 0, 512), false, false);  // a map of hundreds of MB under a tile
+  }
+}
+
 int run(uint64_t seed, int random_shapes) {
   report_faults();
   const int variants = test_table();
   check(variants > 0, "no variant ran on this machine");
+  test_transposes<float>();
+  test_transposes<double>();
+  test_transposes<Float16>();
+  test_transposes<BFloat16>();
   Random random(seed);
   std::vector<Involution2dShape> shapes = chosen_shapes();
   for (int i = 0; i < random_shapes; ++i) shapes.push_back(random_shape(random));
@@ -479,7 +503,7 @@ int run(uint64_t seed, int random_shapes) {
   for (const View view : {View::kContiguous, View::kWiderRows, View::kMoreChannels})
     for (const int64_t k : {5, 7})
       for (const int64_t width : {1, 5, 7, 8}) {
-        every_dtype(square(1, 34, 2, 4, width, k, 1, k / 2, 1), view);
+        every_dtype(square(1, 48, 2, 4, width, k, 1, k / 2, 1), view);
         for (const int64_t stride : {2, 3}) every_dtype(square(1, 32, 2, 5, stride * width, k, stride, k / 2, 1), view);
       }
   for (const View view : {View::kContiguous, View::kWiderRows}) {

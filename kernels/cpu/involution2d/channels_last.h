@@ -33,23 +33,10 @@ void transpose_results(const T* pixels, int64_t channels, const Task& t, const S
 inline auto pixel_kernel(float) { return LGLD_COMPILED(pixels_f32); }
 inline auto pixel_kernel(double) { return LGLD_COMPILED(pixels_f64); }
 
-template <class S>
-constexpr Dtype kDtypeOf = std::is_same_v<S, double>     ? Dtype::kFloat64
-                           : std::is_same_v<S, Float16>  ? Dtype::kFloat16
-                           : std::is_same_v<S, BFloat16> ? Dtype::kBFloat16
-                                                         : Dtype::kFloat32;
-
 // The rows and the columns of the map that taps may read. The taps that a forward pass of planes has outside the map are
 // multiplied by zero, as by the definition, which an infinite weight makes NaN.
-inline Extent rows_of(const Involution2dPlan& p, int64_t height) {
-  constexpr int64_t kAny = int64_t{1} << 40;
-  return p.transposes ? Extent{-kAny, kAny} : Extent{0, height};
-}
-
-inline Extent columns_of(const Involution2dPlan& p, int64_t width) {
-  constexpr int64_t kAny = int64_t{1} << 40;
-  return p.pads ? Extent{-kAny, kAny} : Extent{0, width};
-}
+inline Extent rows_of(const Involution2dPlan& p, int64_t height) { return p.transposes ? kAnywhere : Extent{0, height}; }
+inline Extent columns_of(const Involution2dPlan& p, int64_t width) { return p.pads ? kAnywhere : Extent{0, width}; }
 
 // Both passes: `each_phase(task, run)` calls run(rows, columns) for the axes of every phase of a task's pixels; `window` is the
 // first row and column of the map that the task reads, `weights` the same of weight.
@@ -91,11 +78,11 @@ void pixel_tasks(const Involution2dPlan& p, const Strided<const S>& map, const S
         T* const staged = scratch_at<T>(memory, p.result_at);
         const Region region(planes, row, p.pixels.rows, col, p.pixels.columns, p.pads, !grad_x);
         run(transpose_region(planes, region, channels, copy),
-            {staged - (t.row * t.cols + t.col) * channels, t.cols * channels, channels, kDtypeOf<T>});
+            {staged - (t.row * t.cols + t.col) * channels, t.cols * channels, channels, kDtype<T>});
         transpose_results(staged, channels, t, result, corner_of(result, t, channel));
       } else {
         run(pixels_of(planes, p.pixels, row, col, channels, p.pads, copy),
-            {result.data + t.image * result.batch + channel, result.row, result.column, kDtypeOf<S>});
+            {result.data + t.image * result.batch + channel, result.row, result.column, kDtype<S>});
       }
     }
   }

@@ -28,6 +28,12 @@ namespace lgld {
 template <class S>
 using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
+template <class S>
+constexpr Dtype kDtype = std::is_same_v<S, double>     ? Dtype::kFloat64
+                         : std::is_same_v<S, Float16>  ? Dtype::kFloat16
+                         : std::is_same_v<S, BFloat16> ? Dtype::kBFloat16
+                                                       : Dtype::kFloat32;
+
 enum class Involution2dPass { kForward, kGradX, kGradWeight };
 
 // What of the tensors' dtype and memory format decides the kernel.

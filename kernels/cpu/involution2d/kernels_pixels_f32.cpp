@@ -1,14 +1,10 @@
-// Involution by vectors of channels for one instruction set, in float and, with results rounded, 16 bit.
+// Involution by vectors of channels for one instruction set, in float and, with results rounded, in 16 bit.
 #include LGLD_SIMD_HEADER
 
 #include "pixels.h"
 
 namespace lgld {
 
-void LGLD_COMPILED(pixels_f32)(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const float>& map,
-                               const Strided<const float>& weight, const PixelResult& out, const PixelGroups& groups,
-                               PixelTap* taps) {
-  pixel_plane(rows, columns, kernel_w, map, weight, out, groups, taps);
-}
+const PixelPlane<float> LGLD_COMPILED(pixels_f32) = pixel_plane<float>;
 
 }  // namespace lgld

@@ -5,10 +5,6 @@
 
 namespace lgld {
 
-void LGLD_COMPILED(pixels_f64)(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const double>& map,
-                               const Strided<const double>& weight, const PixelResult& out, const PixelGroups& groups,
-                               PixelTap* taps) {
-  pixel_plane(rows, columns, kernel_w, map, weight, out, groups, taps);
-}
+const PixelPlane<double> LGLD_COMPILED(pixels_f64) = pixel_plane<double>;
 
 }  // namespace lgld

@@ -231,8 +231,8 @@ struct RowCursor {
   }
 };
 
-// Element (i, j) of a matrix of `rows` x `columns` to element i of the cursor's row j. 7 x 7 pixels are three vectors and one
-// more: for one or two, of which a transposed block is mostly nothing, rows are widened or rounded as they are.
+// Element (i, j) of a matrix of `rows` x `columns` to element i of the cursor's row j. 7 x 7 taps or pixels are three vectors
+// and one more: for one or two, of which a transposed block is mostly nothing, rows are widened or rounded as they are.
 template <class E, class S>
 void transpose_to(const E* src, int64_t pitch, int64_t rows, int64_t columns, RowCursor<S> out) {
   using V = Vec<Compute<S>>;
@@ -397,7 +397,6 @@ void unpack_plane(const E* src, int64_t row_pitch, int64_t rows, int64_t cols, S
 template <class E, class S>
 void unpack_planes(const E* src, const StripLayout& layout, int64_t count, int64_t rows, int64_t cols, const Strided<S>& dst,
                    S* corner) {
-  using V = Vec<Compute<S>>;
   if constexpr (std::is_same_v<E, Compute<S>>) {
     if (layout.phases == 2) {
       for (int64_t c = 0; c < count; ++c)
@@ -411,25 +410,8 @@ void unpack_planes(const E* src, const StripLayout& layout, int64_t count, int64
     return;
   }
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < cols; j += V::kLanes)
-      for (int64_t c = 0; c < count; c += V::kLanes) {
-        const int channels = static_cast<int>(count - c < V::kLanes ? count - c : V::kLanes);
-        const int pixels = static_cast<int>(cols - j < V::kLanes ? cols - j : V::kLanes);
-        const E* in = src + c * layout.plane_pitch + i * layout.row_pitch + j;
-        // 49 taps are three vectors and one more: for so few, a transposed block is mostly nothing.
-        if (channels <= V::kLanes / 8) {
-          S* out = corner + i * dst.row + j * dst.column + c;
-          for (int k = 0; k < pixels; ++k)
-            for (int m = 0; m < channels; ++m) out[k * dst.column + m] = as_stored<S>(in[m * layout.plane_pitch + k]);
-          continue;
-        }
-        V block[V::kLanes];
-        unroll<V::kLanes>([&](auto m) LGLD_INLINE_LAMBDA {
-          block[m] = V::load(in + (m < channels ? m.value : channels - 1) * layout.plane_pitch);
-        });
-        transpose(block);
-        store_rows(block, corner + i * dst.row + j * dst.column + c, dst.column, pixels, channels);
-      }
+    transpose_to(src + i * layout.row_pitch, layout.plane_pitch, count, cols,
+                 RowCursor<S>{corner + i * dst.row, dst.column, cols, 0, cols});
 }
 
 }  // namespace

@@ -23,10 +23,11 @@ struct AxisTap {
 };
 static_assert(sizeof(AxisTap) == kAxisTapBytes, "plan.cpp sizes the lists by it");
 
-// Rows (or columns) of the map that exist: those of the tensor, or more columns in a copy with zeros beside it.
+// Rows (or columns) of the map that can be read: those of the tensor, or any in a copy with zeros around it.
 struct Extent {
   int64_t begin, end;
 };
+constexpr Extent kAnywhere{-(int64_t{1} << 40), int64_t{1} << 40};
 
 // Result rows (or columns) first, first + step, ... of a task, and their taps in order of what they read of the map.
 struct Axis {
@@ -50,11 +51,11 @@ struct PixelResult {
 };
 
 // Every pixel of rows x columns, all channels of `groups`. `taps` has room for all of a window's.
-void LGLD_COMPILED(pixels_f32)(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const float>& map,
-                               const Strided<const float>& weight, const PixelResult& out, const PixelGroups& groups,
-                               PixelTap* taps);
-void LGLD_COMPILED(pixels_f64)(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const double>& map,
-                               const Strided<const double>& weight, const PixelResult& out, const PixelGroups& groups,
-                               PixelTap* taps);
+template <class T>
+using PixelPlane = void (*)(const Axis& rows, const Axis& columns, int64_t kernel_w, const Strided<const T>& map,
+                            const Strided<const T>& weight, const PixelResult& out, const PixelGroups& groups, PixelTap* taps);
+
+extern const PixelPlane<float> LGLD_COMPILED(pixels_f32);
+extern const PixelPlane<double> LGLD_COMPILED(pixels_f64);
 
 }  // namespace lgld

@@ -1,5 +1,5 @@
 // Involution where channels are neighbours in memory, or in a copy: vectors of channels, weights broadcast. Taps outside the
-// map are left out, but for those beside its rows where it is copied with zeros there.
+// map are left out where it is not copied with zeros there.
 #pragma once
 #include "pack.h"
 #include "pixel_plane.h"
@@ -202,7 +202,8 @@ int64_t row_tiles(const T* map, const T* weight, char* out, const PixelRun& run,
 template <class T>
 void pixel_run(const T* map, const T* weight, char* out, const PixelRun& run, const PixelGroups& groups) {
   constexpr int kLanes = Vec<T>::kLanes;
-  const int64_t pixels = row_pixels(run.count), bytes = stored_bytes<T>(run.dtype);
+  const int64_t bytes = stored_bytes<T>(run.dtype);
+  const int64_t pixels = groups.channels < kTileVectors * kLanes ? row_pixels(run.count) : 2 * kTilePixels;
   const auto whole_rows = pixels == 7 ? row_tiles<T, 7> : row_tiles<T, 8>;
   for (int64_t p = 0; p < run.count; p += pixels) {
     const int64_t end = p + pixels < run.count ? p + pixels : run.count;

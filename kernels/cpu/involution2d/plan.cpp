@@ -129,7 +129,7 @@ void choose_tiles(const Request& r, Involution2dPlan& p) {
   const int64_t channels = p.sums_whole && !p.direct ? std::clamp<int64_t>(s.group_channels(), 16, kMostWhole) : 16;
   p.col_tile = even_tile(width, kMostColumns * 16 / channels, 16);
   p.col_tiles = ceil_div(width, p.col_tile);
-  p.pads = p.channels_last && (r.widens() || p.transposes || r.narrow(p.col_tile));
+  p.pads = p.channels_last && (r.widens() || r.narrow(p.col_tile));
   // The taps of two groups share cache lines, which threads that have a group each would take from one another.
   const bool pixels = p.channels_last && !p.transposes;
   p.groups_first = pixels || p.sums_rows || p.sums_lanes;
@@ -158,7 +158,7 @@ void lay_out_pixels(const Request& r, Involution2dPlan& p) {
   const PixelRegion window{r.span(p.row_tile, r.reach_h(), s.stride_h), r.span(p.col_tile, r.reach_w(), s.stride_w), p.planes};
   // Unless it is mostly zeros.
   p.pads = p.transposes || (p.pads && window.columns < 8 * p.col_tile);
-  if (r.widens() || p.transposes || p.pads) p.pixels = window;
+  if (r.widens() || p.pads) p.pixels = window;
   if (r.widens() || (p.pads && r.grad_x()))
     p.pixel_weights = {r.grad_x() ? window.rows : p.row_tile, r.grad_x() ? window.columns : p.col_tile, s.taps()};
 }
