@@ -452,7 +452,7 @@ void test_transposes() {
         check(p.transposes == (expected && pass.pass != Involution2dPass::kGradWeight), name + ": another kernel than meant");
       }
     };
-    transposes(square(1, 48, 2, 7, 7, 7, 1, 3, 1), false, true);    // few columns
+    transposes(square(1, 48, 2, 7, 8, 7, 1, 3, 1), false, true);    // few columns
     transposes(square(1, 48, 2, 99, 99, 5, 2, 2, 1), false, true);  // a stride
     transposes(square(1, 48, 2, 99, 99, 5, 1, 4, 2), false, true);  // a dilation
     transposes(square(1, 48, 2, 99, 99, 7, 1, 3, 1), false, false);
@@ -506,7 +506,7 @@ int run(uint64_t seed, int random_shapes) {
         every_dtype(square(1, 48, 2, 4, width, k, 1, k / 2, 1), view);
         for (const int64_t stride : {2, 3}) every_dtype(square(1, 32, 2, 5, stride * width, k, stride, k / 2, 1), view);
       }
-  for (const View view : {View::kContiguous, View::kWiderRows}) {
+  for (const View view : {View::kContiguous, View::kWiderRows, View::kEveryOtherColumn}) {
     every_dtype(square(1, 12, 1, 39, 21, 5, 1, 4, 2), view);
     every_dtype(padded(square(1, 16, 1, 3, 271, 5, 2, 2, 1), 1, 30), view);
   }
