@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Triton's interpreter is chosen when Triton is imported: tests/test_triton.py runs these in processes of their own.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
+# Idle threads of torch sleep: two test processes have more threads than there are processors, and those that spin at a barrier
+# keep those that work from it. Read when OpenMP's library is loaded, with torch, by processes that tests start, too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # torch keeps compiled graphs between runs under a key that knows nothing of our ops' shape rules: it would test old ones.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
@@ -23,6 +28,19 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n`: a process that has done its share takes over some of another's."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, minutes of Triton's interpreter: at the end nobody could share them."""
+    items.sort(key=lambda item: item.path.name != "test_triton.py")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "Triton reads TRITON_INTERPRET when it is imported"
 
+import triton.language as tl  # noqa: E402
 import triton.runtime.interpreter as interpreter  # noqa: E402
 
 from lgld_ops.ops import gpu  # noqa: E402
@@ -25,6 +26,23 @@ def _patch_for_numpy_2_4(tensor: Any, scope: Any) -> None:
 
 
 interpreter._patch_lang_tensor = _patch_for_numpy_2_4
+
+_patch_language = interpreter._patch_lang
+_patched: set[Any] = set()
+
+
+def _patch_language_once(function: Any) -> Any:
+    """A kernel's launch replaces Triton's own functions until it ends. Each call of a helper in it would look for all of them
+    again, a third of the time: here the first call of each."""
+    if tl.core.is_builtin(tl.load):  # a launch
+        _patched.clear()
+    if function in _patched:
+        return interpreter._LangPatchScope()
+    _patched.add(function)
+    return _patch_language(function)
+
+
+interpreter._patch_lang = _patch_language_once
 
 calls: dict[str, int] = dict.fromkeys(gpu.TRITON, 0)
 _library = torch.library.Library("lgld_ops", "IMPL")

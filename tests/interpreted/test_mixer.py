@@ -61,7 +61,7 @@ def test_channels_last(name: str, dtype: torch.dtype) -> None:
     check(replace(SHAPES[name], dtype=dtype, layouts=("channels_last",) * 2))
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(mixings())
 def test_random_problems(problem: Mixing) -> None:
     check(problem)
