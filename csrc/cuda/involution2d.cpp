@@ -81,29 +81,22 @@ std::tuple<Tensor, Tensor> involution2d_gradients(const Tensor& grad_y, const Te
   const Involution2dWindow window{kernel_size, stride, padding, dilation, groups};
   const Involution2dShape s = involution2d_arguments(op, place, x, weight, window);
   involution2d_grad_weight_arguments(op, place, grad_y, x, window);
-  if (grad_y.numel() > 0 && !is_channels_last(x) && !is_channels_last(grad_y)) {
+  const Dtype dtype = *kernel_dtype(x.scalar_type());
+  if (grad_y.numel() > 0 && !is_channels_last(x) && !is_channels_last(grad_y) && cuda::has_involution2d_gradients(s, dtype)) {
     const OnDevice guard(place.index);
     const char* consequence = "it has the size of an argument";
     const Tensor grad_x = allocate_map(op, place, x, involution2d_x_size(s), consequence);
     const Tensor grad_weight = allocate_map(op, place, x, involution2d_weight_size(s), consequence);
     const Tensor dense[] = {dense_map(grad_y, false), dense_map(x, false), dense_map(weight, false)};
-    cuda::Involution2dGradients p{s,
-                                  *kernel_dtype(x.scalar_type()),
-                                  read(dense[0]),
-                                  read(dense[1]),
-                                  read(dense[2]),
-                                  write(grad_x),
-                                  write(grad_weight),
-                                  nullptr};
-    if (cuda::has_involution2d_gradients(p)) {
-      std::optional<Tensor> scratch;
-      if (const int64_t bytes = cuda::involution2d_gradients_scratch_bytes(p); bytes > 0) {
-        scratch = allocate(op, place, {(bytes + 7) / 8}, {1}, ScalarType::Double, "it holds sums over parts of the channels");
-        p.scratch = scratch->mutable_data_ptr();
-      }
-      STD_CUDA_CHECK(cuda::involution2d_gradients(p, current_stream(place)));
-      return {grad_x, grad_weight};
+    cuda::Involution2dGradients p{
+        s, dtype, read(dense[0]), read(dense[1]), read(dense[2]), write(grad_x), write(grad_weight), nullptr};
+    std::optional<Tensor> scratch;
+    if (const int64_t bytes = cuda::involution2d_gradients_scratch_bytes(p); bytes > 0) {
+      scratch = allocate(op, place, {(bytes + 7) / 8}, {1}, ScalarType::Double, "it holds sums over parts of the channels");
+      p.scratch = scratch->mutable_data_ptr();
     }
+    STD_CUDA_CHECK(cuda::involution2d_gradients(p, current_stream(place)));
+    return {grad_x, grad_weight};
   }
   return {involution2d_grad_x(grad_y, weight, s.height, s.width, kernel_size, stride, padding, dilation, groups),
           involution2d_grad_weight(grad_y, x, kernel_size, stride, padding, dilation, groups)};

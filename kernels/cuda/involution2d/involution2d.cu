@@ -153,30 +153,34 @@ Choice choose_reduce(const Involution2dParams& p) {
   return choice;
 }
 
+// Of the kernel of both gradients, whose copies have `copy` bytes.
+TilingRequest request_gradients(const Involution2dShape& s, int32_t copy) {
+  return {s.batch,
+          s.groups,
+          s.group_channels(),
+          s.height,
+          s.width,
+          s.pad_h,
+          s.pad_w,
+          s.height,
+          s.width,
+          copy,
+          0,
+          ceil_div(s.group_channels(), 2 * kLeastSliceChannels),
+          kEnoughReduceBlocks};
+}
+
 Choice choose_gradients(const Involution2dGradients& p) {
   const Involution2dShape& s = p.shape;
   Choice choice{Way::kGeneral, {}, {}, 1};
   const int bytes = element_bytes(p.dtype);
   const auto dense = [&](const auto& m, int64_t channels) { return is_dense(m, s.batch, channels, s.height, s.width); };
   const int64_t maps = s.groups * s.taps();
-  if (!has_gradients_kernel(s, bytes) || !dense(p.x, s.channels) || !dense(p.grad_y, s.channels) || !dense(p.weight, maps) ||
-      !dense(p.grad_x, s.channels) || !dense(p.grad_weight, maps))
+  if (!has_involution2d_gradients(s, p.dtype) || !dense(p.x, s.channels) || !dense(p.grad_y, s.channels) ||
+      !dense(p.weight, maps) || !dense(p.grad_x, s.channels) || !dense(p.grad_weight, maps))
     return choice;
   const auto copy = [&](const auto& m) { return copy_of(m, s.width, bytes); };
-  const TilingRequest request{s.batch,
-                              s.groups,
-                              s.group_channels(),
-                              s.height,
-                              s.width,
-                              s.pad_h,
-                              s.pad_w,
-                              s.height,
-                              s.width,
-                              copy(p.x) < copy(p.grad_y) ? copy(p.x) : copy(p.grad_y),
-                              0,
-                              ceil_div(s.group_channels(), 2 * kLeastSliceChannels),
-                              kEnoughReduceBlocks};
-  if (!fits(request)) return choice;
+  const TilingRequest request = request_gradients(s, copy(p.x) < copy(p.grad_y) ? copy(p.x) : copy(p.grad_y));
   choice.way = Way::kTiles;
   choice.tiles = {plan_tiles(request, gradients_kernel_of(bytes)),
                   p.x.data,
@@ -221,7 +225,10 @@ int64_t involution2d_scratch_bytes(const Involution2dParams& p) {
   return scratch_bytes(p.shape, p.dtype, choose_reduce(p).slices);
 }
 
-bool has_involution2d_gradients(const Involution2dGradients& p) { return choose_gradients(p).way == Way::kTiles; }
+bool has_involution2d_gradients(const Involution2dShape& s, Dtype dtype) {
+  const int bytes = element_bytes(dtype);
+  return has_gradients_kernel(s, bytes) && fits(request_gradients(s, bytes));
+}
 
 int64_t involution2d_gradients_scratch_bytes(const Involution2dGradients& p) {
   return scratch_bytes(p.shape, p.dtype, choose_gradients(p).slices);

@@ -50,8 +50,9 @@ struct Involution2dGradients {
 };
 
 // Both gradients in one kernel, which reads grad_y and x once, where there is one: dense NCHW tensors of float or 16-bit
-// elements, K 3, stride and dilation 1, padding 1. cudaErrorInvalidValue elsewhere.
-bool has_involution2d_gradients(const Involution2dGradients& p);
+// elements, K 3, stride and dilation 1, padding 1. cudaErrorInvalidValue elsewhere. Whether there is one for dense NCHW tensors
+// of a shape can be asked before there are any.
+bool has_involution2d_gradients(const Involution2dShape& s, Dtype dtype);
 cudaError_t involution2d_gradients(const Involution2dGradients& p, cudaStream_t stream);
 int64_t involution2d_gradients_scratch_bytes(const Involution2dGradients& p);
 
