@@ -94,14 +94,19 @@ def test_architectures_must_be_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "steps"), [("check", ["build", "memcheck", "racecheck", "initcheck"]), ("bench", ["build", "bench"])]
+    ("mode", "steps"),
+    [
+        ("all", ["build", "pytest-cuda", "memcheck", "racecheck", "bench"]),
+        ("check", ["build", "pytest-cuda", "memcheck", "racecheck", "initcheck", "synccheck", "pytest-triton"]),
+        ("bench", ["build", "bench"]),
+    ],
 )
 def test_gpu_check_plans(mode: str, steps: list[str], tmp_path: Path) -> None:
     command = ["bash", "tools/gpu_check.sh", "--dry-run", mode, str(tmp_path / "out")]
     environment = os.environ | {"LGLD_PYTHON": sys.executable}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
-    words = {line.split()[0] for line in done.stdout.splitlines()}
-    assert set(steps) <= words
+    plan, _, _ = done.stdout.partition("missing here")
+    assert [line.split()[0] for line in plan.splitlines()] == steps
     assert not (tmp_path / "out").exists()
 
 
