@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "maps.h"
+#include "signals.h"
 #include "variants.h"
 
 namespace lgld::test {
@@ -76,12 +77,17 @@ Exact exact_results(const Problem& p, const Map<E>& x, const Map<E>& grad, const
   return e;
 }
 
-// Runs the plan's tasks in one go, or one by one from the last to the first, with scratch that is NaN each time.
-template <class F>
+// Runs the plan's tasks in one go, or one by one from the last to the first, with scratch of signalling NaN each time.
+template <class T, class F>
 void run_tasks(const FfmPlan& plan, bool backwards, Against end, const std::string& name, F f) {
   const Guarded scratch(static_cast<size_t>(plan.scratch_bytes), 64, end);
-  if (!backwards) f(int64_t{0}, plan.tasks, scratch.data());
-  for (int64_t t = plan.tasks; backwards && t-- > 0;) f(t, t + 1, scratch.data());
+  const auto run = [&](int64_t from, int64_t to) {
+    fill_with_signals<T>(scratch, static_cast<size_t>(plan.scratch_bytes));
+    f(from, to, scratch.data());
+    check(!signalled(), name + ": arithmetic on scratch memory that was not written");
+  };
+  if (!backwards) run(0, plan.tasks);
+  for (int64_t t = plan.tasks; backwards && t-- > 0;) run(t, t + 1);
   check(scratch.intact(), name + ": memory beside the scratch was written");
 }
 
@@ -121,27 +127,27 @@ void test_kernels(const FfmTyped<T, E>& kernels, const Problem& p, Layout layout
     const Exact exact = exact_results(p, x, grad, correction);
 
     const Guarded moments(static_cast<size_t>(plan.tasks * plan.moments) * 8, 8, end);
-    run_tasks(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
+    run_tasks<T>(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
       kernels.moments(plan, x.in(), fold, static_cast<double*>(moments.data()), from, to, scratch);
     });
     const Doubles all_moments = total(moments, plan.tasks, plan.moments);
     check_close(all_moments, exact.moments, arithmetic, name + " moments");
 
-    run_tasks(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
+    run_tasks<T>(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
       kernels.forward(plan, x.in(), fold, y.out(), from, to, scratch);
     });
     check_close(y.values(), exact.y, arithmetic + storage, name + " forward");
 
     const Guarded sums(static_cast<size_t>(plan.tasks * plan.sums) * 8, 8, end);
     const Guarded projected(static_cast<size_t>(plan.projected) * sizeof(T), sizeof(T), end);
-    run_tasks(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
+    run_tasks<T>(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
       kernels.backward(plan, x.in(), fold, grad.in(), static_cast<double*>(sums.data()), static_cast<T*>(projected.data()),
                        from, to, scratch);
     });
     const Doubles all_sums = total(sums, plan.tasks, plan.sums);
     check_close(all_sums, exact.sums, 4 * arithmetic, name + " backward");
 
-    run_tasks(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
+    run_tasks<T>(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
       kernels.grad_x(plan, x.in(), fold, correction, static_cast<const T*>(projected.data()), grad_x.out(), from, to, scratch);
     });
     check_close(grad_x.values(), exact.grad_x, 4 * arithmetic + storage, name + " grad_x");
@@ -156,7 +162,7 @@ void test_kernels(const FfmTyped<T, E>& kernels, const Problem& p, Layout layout
 
     // Without grad_x the sums are the same.
     const Guarded alone(static_cast<size_t>(plan.tasks * plan.sums) * 8, 8, end);
-    run_tasks(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
+    run_tasks<T>(plan, backwards, end, name, [&](int64_t from, int64_t to, void* scratch) {
       kernels.backward(plan, x.in(), fold, grad.in(), static_cast<double*>(alone.data()), nullptr, from, to, scratch);
     });
     check(same_bits(total(alone, plan.tasks, plan.sums), all_sums), name + ": the sums depend on whether grad_x is wanted");

@@ -1,6 +1,7 @@
 // The whole network in every variant that this machine runs, with every buffer against a forbidden page: equal to the scalar
 // variant up to rounding, to the last bit in any order of the tasks and on a second image after a first.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 
 #include "checks.h"
 #include "guarded.h"
+#include "signals.h"
 #include "variants.h"
 
 namespace lgld::test {
@@ -74,13 +76,17 @@ class Network {
           tasks.emplace_back(stage, t);
       if (order != nullptr) std::shuffle(tasks.begin(), tasks.end(), *order);
       for (const auto& [stage, task] : tasks) {
-        std::memset(scratch_.data(), 0xff, bytes(plan_.scratch));  // nothing may be left over from another task
+        fill_with_signals<float>(scratch_, bytes(plan_.scratch));  // nothing may be left over from another task
         kernels_.run(call, stage, task, floats(scratch_));
+        if (signalled()) ++signals_[stage];
       }
     }
     const LgldnetGeometry& g = plan_.geometry;
     return {Values(floats(logits_), floats(logits_) + g.classes), Values(floats(features_), floats(features_) + g.channels)};
   }
+
+  // Tasks of each stage that computed with scratch memory that was not written.
+  const std::array<int64_t, kLgldnetStages>& signals() const { return signals_; }
 
   bool intact() const {
     for (const Guarded* g : {&parameters_, &packed_, &tables_, &workspace_, &scratch_, &logits_, &features_})
@@ -92,6 +98,7 @@ class Network {
   static size_t bytes(int64_t count) { return static_cast<size_t>(count) * 4; }
   const LgldnetKernels& kernels_;
   LgldnetPlan plan_;
+  std::array<int64_t, kLgldnetStages> signals_{};
   Guarded parameters_, packed_, tables_, workspace_, scratch_, logits_, features_;
 };
 
@@ -139,6 +146,9 @@ void test_geometry(const LgldnetGeometry& g, Random& random) {
       const Result result = network.run(image, nullptr);
       check(same_bits(network.run(image, &random), result), name + ": another order of tasks, in used memory, changed bits");
       check(network.intact(), name + ": memory beside a buffer was written");
+      for (int stage = 0; stage < kLgldnetStages; ++stage)
+        check(network.signals()[static_cast<size_t>(stage)] == 0,
+              name + ": arithmetic on scratch memory that was not written, in stage " + std::to_string(stage));
       if (expected == nullptr) {
         expected = std::make_unique<Result>(result);
         for (float value : result.logits) check(std::isfinite(value), name + ": a logit is not finite");
