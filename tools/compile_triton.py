@@ -10,7 +10,6 @@ that a thread spills, bytes of shared memory a program, warps a program.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import re
 import subprocess
@@ -82,10 +81,16 @@ def cases(dtypes: list[torch.dtype], quick: bool) -> list[tuple[str, Any]]:
 
         return run
 
-    def layer(dtype: torch.dtype, last: bool) -> Any:
+    def layer(dtype: torch.dtype, last: bool, k: int) -> Any:
         x = layout(torch.zeros(2, 64, 112, 112, dtype=dtype), last)
-        parameters = (torch.zeros(size, dtype=dtype) for size in ((16, 64), (16,), (9, 16), (9,)))
-        return functools.partial(kernels.involution_layer.forward, x, *parameters, 3, x)
+        parameters = [torch.zeros(size, dtype=dtype) for size in ((16, 64), (16,), (k * k, 16), (k * k,))]
+
+        def run() -> None:
+            kernels.involution_layer.forward(x, *parameters, k, x)
+            for need_x in (True, False):
+                kernels.involution_layer.backward(x, x, *parameters, k, need_x, (x, *parameters))
+
+        return run
 
     found: list[tuple[str, Any]] = []
     for dtype in dtypes:
@@ -95,7 +100,7 @@ def cases(dtypes: list[torch.dtype], quick: bool) -> list[tuple[str, Any]]:
             for shape in shapes[:1] if quick else shapes:
                 name = "involution {0}x{1}x{1} K{2} s{3}".format(*shape) + f" {tag}"
                 found.append((name, involution(dtype, last, *shape)))
-            found.append((f"involution layer {tag}", layer(dtype, last)))
+            found += [(f"involution layer K{k} {tag}", layer(dtype, last, k)) for k in ((3,) if quick else (3, 7))]
             found += [(f"mixer {'training' if t else 'inference'} {tag}", mixer(dtype, last, t)) for t in (True, False)]
     return found
 

@@ -57,11 +57,26 @@ def _involution2d_grad_weight(grad_y: Tensor, x: Tensor, *arguments: Any) -> Ten
     return grad_weight
 
 
+# The layer's kernels have a pixel's hidden values in registers; with more of them tiles of 32 pixels would not fit.
+_MOST_HIDDEN = 512
+
+
 def _involution_layer(x: Tensor, *arguments: Any) -> Tensor:
+    if arguments[0].dim() == 2 and arguments[0].shape[0] > _MOST_HIDDEN:
+        return REFERENCE["involution_layer"](x, *arguments)  # type: ignore[no-any-return]
     y = layer._involution_layer_fake(x, *arguments)
     with device_of(x):
         _gpu.triton_kernels().involution_layer.forward(x, *arguments, y)
     return y
+
+
+def _involution_layer_backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    if arguments[0].dim() == 2 and arguments[0].shape[0] > _MOST_HIDDEN:
+        return REFERENCE["involution_layer_backward"](grad_y, x, *arguments)  # type: ignore[no-any-return]
+    gradients = layer._backward_fake(grad_y, x, *arguments)
+    with device_of(x):
+        _gpu.triton_kernels().involution_layer.backward(grad_y, x, *arguments, gradients)
+    return gradients
 
 
 # The Triton kernels unroll over the image's channels; this many still compile in reasonable time.
@@ -91,6 +106,7 @@ TRITON: dict[str, Callable[..., Any]] = {
     "involution2d_grad_x": _involution2d_grad_x,
     "involution2d_grad_weight": _involution2d_grad_weight,
     "involution_layer": _involution_layer,
+    "involution_layer_backward": _involution_layer_backward,
     "fourier_feature_mixer": _fourier_feature_mixer,
     "fourier_feature_mixer_backward": _fourier_feature_mixer_backward,
 }

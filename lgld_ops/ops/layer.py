@@ -116,14 +116,10 @@ def _composed(
     return y.contiguous(memory_format=_memory_format(x))
 
 
-PLAIN: dict[str, Callable[..., Any]] = {"involution_layer": _composed}
-LIBRARY.impl("involution_layer", _composed, "CompositeExplicitAutograd")
-
-
 # --- autograd: keeps the operands alone, and generates the kernels again -----------------------------------------------
 
-# What backward runs on GPUs where the CUDA library is in use: "composed", torch's convolutions and the involution's two
-# gradients, or "fused", the CUDA kernel that keeps no map of kernels in memory. No GPU has said yet which is faster.
+# What backward runs on GPUs: "composed", torch's convolutions and the involution's two gradients, or "fused", the layer's own
+# kernels. No GPU has said yet which is faster.
 VARIABLE = "LGLD_LAYER_BACKWARD"
 chosen_backward = os.environ.get(VARIABLE) or "composed"
 
@@ -189,8 +185,9 @@ def _composed_backward(grad_y: Tensor, x: Tensor, *arguments: Any, need_x: bool 
     return grad_x, *(cast("Tensor", g).contiguous() for g in rest)
 
 
-# On a GPU too, where the CUDA library is not in use: it is composed of ops that run what is there.
-LIBRARY.impl("involution_layer_backward", _composed_backward, "CompositeExplicitAutograd")
+PLAIN: dict[str, Callable[..., Any]] = {"involution_layer": _composed, "involution_layer_backward": _composed_backward}
+for _op, _function in PLAIN.items():
+    LIBRARY.impl(_op, _function, "CompositeExplicitAutograd")
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_save)

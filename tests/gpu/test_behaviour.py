@@ -16,11 +16,8 @@ pytestmark = NEEDS_GPU
 
 
 @pytest.fixture(autouse=True)
-def _kernels_alone(request: pytest.FixtureRequest) -> None:
-    backend = lgld_ops.build_info()["gpu"]["backend"]
-    # Only the CUDA library has a backward of the layer that isn't composed of torch's convolutions.
-    composed = backend != "cuda" and "involution_layer_backward" in request.node.name
-    if backend == "reference" or composed:
+def _kernels_alone() -> None:
+    if lgld_ops.build_info()["gpu"]["backend"] == "reference":
         pytest.skip("torch's own kernels promise less")
 
 

@@ -158,7 +158,7 @@ def test_involution_layer_backward(shape: tuple[int, ...], hidden: int, k: int, 
 
     backward = torch.ops.lgld_ops.involution_layer_backward
     ours = backward(to_gpu(laid_out(grad_y, layout)), *map(to_gpu, operands), k)
-    if lgld_ops.build_info()["gpu"]["backend"] != "cuda":
+    if lgld_ops.build_info()["gpu"]["backend"] == "reference":
         return  # composed of operations that each round, and of convolutions that may use TF32
     for mine, theirs, exact in zip(ours, gradients(wide), gradients(torch.float64), strict=True):
         assert mine.dtype == dtype
