@@ -290,7 +290,7 @@ def backward(
     index = index_type(pixels, height + kernel_size, *(span(t, 2, 3) + kernel_size * abs(t.stride(2)) for t in maps))
     shape = (channels, hidden, height, width, pixels)
     constants = (kernel_size, power_of_2(hidden), tile, index, arithmetic_type(x))
-    warps = max(1, tile // 32)  # with two pixels a lane, the sums of K 3 fall out of its registers
+    warps = max(4, tile // 32)  # with two pixels a lane, the sums of K 3 fall out of its registers
     _layer_sums[(sharing,)](
         grad_y, x, transposed, hidden_bias.contiguous(), span_weight.contiguous(), span_bias.contiguous(), kernel, grad_hidden,
         records, sharing, tiles, all_tiles, *shape, *grad_y.stride(), *x.stride(), *constants, need_x, num_warps=warps,

@@ -200,7 +200,8 @@ def involution_layer(
 
     ``h[d] = SiLU(sum_c hidden_weight[d,c] x[c] + hidden_bias[d])`` and ``k[t] = sum_d span_weight[t,d] h[d] + span_bias[t]`` at
     every pixel, then `lgld_ops.involution2d` with k (ICITA 2025, DOI 10.1007/978-3-032-21174-3_28; its two convolutions before
-    SiLU are one, ``W1 (W0 x + b0) + b1``). With CUDA kernels the map k is never in memory; elsewhere this is the composition.
+    SiLU are one, ``W1 (W0 x + b0) + b1``). With CUDA kernels, and with Triton's for K 3, the map k is never in
+    memory; elsewhere this is the composition.
 
     Args:
         x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides; B may be 0.
