@@ -262,7 +262,7 @@ def _gather(
 def forward(
     x: Tensor, weight: Tensor, y: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> None:
-    """y [B, C, Ho, Wo] from x [B, C, H, W] and weight [B, groups*Kh*Kw, Ho, Wo], any strides, in one dtype or weight in a wider one."""
+    """y [B, C, Ho, Wo] from x [B, C, H, W] and weight [B, groups*Kh*Kw, Ho, Wo], any strides; weight may be wider."""
     _gather(x, weight, y, kernel_size, stride, padding, dilation, groups, False)
 
 

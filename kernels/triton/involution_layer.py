@@ -1,4 +1,4 @@
-"""LGLD-Net's involution layer in one kernel: its weights are made where they are used. Its backward makes them again.
+"""LGLD-Net's involution layer: its weights are made where they are used, K 3 in one kernel. Its backward makes them again.
 
     h[d,p] = sum_c hidden_weight[d,c] x[c,p] + hidden_bias[d]
     k[t,p] = sum_d span_weight[t,d] SiLU(h[d,p]) + span_bias[t]
@@ -130,7 +130,7 @@ def _layer_sums(
     g_ptr, x_ptr, hidden_weight_ptr, hidden_bias_ptr, span_weight_ptr, span_bias_ptr, kernel_ptr, grad_hidden_ptr, record_ptr,
     programs, tiles, all_tiles, channels, hidden, height, width, pixels, g_sb, g_sc, g_sh, g_sw, x_sb, x_sc, x_sh, x_sw,
     K: tl.constexpr, HIDDEN: tl.constexpr, PIXELS: tl.constexpr, INDEX: tl.constexpr, ARITHMETIC: tl.constexpr,
-    NEED_X: tl.constexpr,
+    FOLDED: tl.constexpr, NEED_X: tl.constexpr,
 ):  # fmt: skip
     """Sums over the pixels of every `programs`-th tile, which are the parameters' gradients, and, where grad_x is wanted, the
     tiles' k and grad_h.
@@ -138,7 +138,7 @@ def _layer_sums(
     A record is [channels, hidden] of hidden_weight, [hidden] of hidden_bias, [K*K, hidden] of span_weight, [K*K] of span_bias.
     It starts as zeros, and values of a tile are added where those of another have been: between them is a barrier.
     """
-    n = tl.program_id(0)
+    n = program(FOLDED)  # 64 bits where tiles behind the last one would be counted beyond 31
     record_ptr += tl.cast(n, tl.int64) * (tl.cast(channels + 1 + K * K, tl.int64) * hidden + K * K)
     span_record = record_ptr + tl.cast(channels + 1, tl.int64) * hidden
     d = tl.arange(0, HIDDEN)
@@ -280,7 +280,7 @@ def backward(
     kept = batch if need_x else 0
     kernel, grad_hidden = (x.new_empty(kept, n, height, width, dtype=wide) for n in (taps, hidden))
     sizes = (channels * hidden, hidden, taps * hidden, taps)
-    # For each place of a large GPU several records, but for wide layers, whose records would be larger than x. Programs have
+    # Several records for each multiprocessor of a large GPU, one for wide layers, whose records are large. Programs have
     # equally many tiles, or one less.
     most = max(FEWEST_RECORDS, min(MOST_RECORDS, RECORDS_TOGETHER // sum(sizes)))
     sharing = -(-all_tiles // (-(-all_tiles // most)))
@@ -293,7 +293,8 @@ def backward(
     warps = max(4, tile // 32)  # with two pixels a lane, the sums of K 3 fall out of its registers
     _layer_sums[(sharing,)](
         grad_y, x, transposed, hidden_bias.contiguous(), span_weight.contiguous(), span_bias.contiguous(), kernel, grad_hidden,
-        records, sharing, tiles, all_tiles, *shape, *grad_y.stride(), *x.stride(), *constants, need_x, num_warps=warps,
+        records, sharing, tiles, all_tiles, *shape, *grad_y.stride(), *x.stride(), *constants,
+        all_tiles + sharing > MOST_PROGRAMS, need_x, num_warps=warps,
     )  # fmt: skip
     if need_x:
         _layer_grad_x[grid(all_tiles)](

@@ -1,4 +1,4 @@
-"""LGLD-Net's involution layer as one torch op: its kernels are generated and applied without a map of them in memory."""
+"""LGLD-Net's involution layer as one torch op, which generates its kernels and applies them, on a GPU without a map of them."""
 
 from __future__ import annotations
 
