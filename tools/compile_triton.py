@@ -100,7 +100,7 @@ def cases(dtypes: list[torch.dtype], quick: bool) -> list[tuple[str, Any]]:
             for shape in shapes[:1] if quick else shapes:
                 name = "involution {0}x{1}x{1} K{2} s{3}".format(*shape) + f" {tag}"
                 found.append((name, involution(dtype, last, *shape)))
-            found += [(f"involution layer K{k} {tag}", layer(dtype, last, k)) for k in ((3,) if quick else (3, 7))]
+            found += [(f"involution layer K{k} {tag}", layer(dtype, last, k)) for k in ((3,) if quick else (3, 5, 7))]
             found += [(f"mixer {'training' if t else 'inference'} {tag}", mixer(dtype, last, t)) for t in (True, False)]
     return found
 

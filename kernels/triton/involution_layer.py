@@ -37,6 +37,13 @@ FEWEST_RECORDS, MOST_RECORDS, RECORDS_TOGETHER = 128, 2048, 2**24
 
 
 @triton.jit
+def _pixels(number, tiles, width, pixels, PIXELS: tl.constexpr, INDEX: tl.constexpr):
+    """Image, pixels, whether they are in it, rows and columns of a tile, by its number among all images'."""
+    p = tl.cast(number % tiles, INDEX) * PIXELS + tl.arange(0, PIXELS).to(INDEX)
+    return tl.cast(number // tiles, tl.int64), p, p < pixels, p // width, p % width
+
+
+@triton.jit
 def _hidden(
     x_ptr, x_sc, centre, inside, hidden_weight_ptr, hidden_bias_ptr, channels, hidden,
     HIDDEN: tl.constexpr, PIXELS: tl.constexpr, ARITHMETIC: tl.constexpr,
@@ -69,12 +76,10 @@ def _generate(
     n = program(FOLDED)
     if n >= programs:
         return
-    tile, b = n % tiles, tl.cast(n // tiles, tl.int64)
-    p = tl.cast(tile, INDEX) * PIXELS + tl.arange(0, PIXELS).to(INDEX)
-    inside = p < pixels
+    b, p, inside, i, j = _pixels(n, tiles, width, pixels, PIXELS, INDEX)
     h, sigmoid = _hidden(
-        x_ptr + b * x_sb, x_sc, p // width * x_sh + p % width * x_sw, inside, hidden_weight_ptr, hidden_bias_ptr, channels,
-        hidden, HIDDEN, PIXELS, ARITHMETIC,
+        x_ptr + b * x_sb, x_sc, i * x_sh + j * x_sw, inside, hidden_weight_ptr, hidden_bias_ptr, channels, hidden,
+        HIDDEN, PIXELS, ARITHMETIC,
     )  # fmt: skip
     activated = tl.where(tl.arange(0, HIDDEN)[:, None] < hidden, h * sigmoid, 0.0)
     for t in range(taps):
@@ -93,12 +98,9 @@ def _layer(
     n = program(FOLDED)
     if n >= programs:
         return
-    tile, b = n % tiles, tl.cast(n // tiles, tl.int64)
+    b, _p, inside, i, j = _pixels(n, tiles, width, pixels, PIXELS, INDEX)
     x_ptr += b * x_sb
     y_ptr += b * y_sb
-    p = tl.cast(tile, INDEX) * PIXELS + tl.arange(0, PIXELS).to(INDEX)
-    inside = p < pixels
-    i, j = p // width, p % width
     centre = i * x_sh + j * x_sw
     h, sigmoid = _hidden(
         x_ptr, x_sc, centre, inside, hidden_weight_ptr, hidden_bias_ptr, channels, hidden, HIDDEN, PIXELS, ARITHMETIC
@@ -144,10 +146,7 @@ def _layer_sums(
     d = tl.arange(0, HIDDEN)
     used = d < hidden
     for number in range(n, all_tiles, programs):
-        b = tl.cast(number // tiles, tl.int64)
-        p = tl.cast(number % tiles, INDEX) * PIXELS + tl.arange(0, PIXELS).to(INDEX)
-        inside = p < pixels
-        i, j = p // width, p % width
+        b, p, inside, i, j = _pixels(number, tiles, width, pixels, PIXELS, INDEX)
         image = x_ptr + b * x_sb
         centre = i * x_sh + j * x_sw
         grad_kernel, at, found = (), (), ()
@@ -199,13 +198,10 @@ def _layer_grad_x(
     n = program(FOLDED)
     if n >= programs:
         return
-    tile, b = n % tiles, tl.cast(n // tiles, tl.int64)
+    b, p, inside, i, j = _pixels(n, tiles, width, pixels, PIXELS, INDEX)
     g_ptr += b * g_sb
     grad_x_ptr += b * y_sb
     kernel_ptr += b * (K * K) * pixels
-    p = tl.cast(tile, INDEX) * PIXELS + tl.arange(0, PIXELS).to(INDEX)
-    inside = p < pixels
-    i, j = p // width, p % width
     weights, at, found = (), (), ()
     for t in tl.static_range(K * K):
         # The pixel whose tap t reads this one.

@@ -61,8 +61,12 @@ def _involution2d_grad_weight(grad_y: Tensor, x: Tensor, *arguments: Any) -> Ten
 _MOST_HIDDEN = 512
 
 
+def _too_wide(hidden_weight: Tensor) -> bool:
+    return hidden_weight.dim() == 2 and hidden_weight.shape[0] > _MOST_HIDDEN
+
+
 def _involution_layer(x: Tensor, *arguments: Any) -> Tensor:
-    if arguments[0].dim() == 2 and arguments[0].shape[0] > _MOST_HIDDEN:
+    if _too_wide(arguments[0]):
         return REFERENCE["involution_layer"](x, *arguments)  # type: ignore[no-any-return]
     y = layer._involution_layer_fake(x, *arguments)
     with device_of(x):
@@ -71,7 +75,7 @@ def _involution_layer(x: Tensor, *arguments: Any) -> Tensor:
 
 
 def _involution_layer_backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    if arguments[0].dim() == 2 and arguments[0].shape[0] > _MOST_HIDDEN:
+    if _too_wide(arguments[0]):
         return REFERENCE["involution_layer_backward"](grad_y, x, *arguments)  # type: ignore[no-any-return]
     gradients = layer._backward_fake(grad_y, x, *arguments)
     with device_of(x):

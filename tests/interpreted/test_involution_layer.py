@@ -146,10 +146,15 @@ def test_autograd_runs_it_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_layers_too_wide_for_registers_are_composed() -> None:
-    x, *parameters = (torch.ones(size, dtype=torch.float64) for size in ((1, 2, 3, 3), (513, 2), (513,), (9, 513), (9,)))
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((1, 2, 3, 3), (513, 2), (513,), (9, 513), (9,))
+    operands = [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
     before = dict(interpreter.calls)
-    torch.testing.assert_close(op(x, *parameters, 3), layer(x, *parameters, 3))
-    assert backward(x, x, *parameters, 3)[1].shape == (513, 2)
+    expected = layer(*operands, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(op(*operands, 3), expected)
+        found = backward(operands[0], *operands, 3)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, operands, operands[0].detach()))
     ran = {name for name, count in interpreter.calls.items() if count > before[name]}
     assert {"involution2d", "involution2d_grad_x", "involution2d_grad_weight"} <= ran
 

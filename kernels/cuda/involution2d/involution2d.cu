@@ -110,6 +110,23 @@ cudaError_t apply(const Involution2dParams& p, bool mirrored, cudaStream_t strea
   }
 }
 
+// Of sums over channels: copies of x have `copy` bytes, those of grad_y `other_copy`.
+TilingRequest request_reduce(const Involution2dShape& s, int32_t copy, int32_t other_copy) {
+  return {s.batch,
+          s.groups,
+          s.group_channels(),
+          s.height,
+          s.width,
+          s.pad_h,
+          s.pad_w,
+          s.out_height,
+          s.out_width,
+          copy,
+          other_copy,
+          ceil_div(s.group_channels(), 2 * kLeastSliceChannels),
+          kEnoughReduceBlocks};
+}
+
 Choice choose_reduce(const Involution2dParams& p) {
   const Involution2dShape& s = p.shape;
   Choice choice{Way::kGeneral, {}, {}, 1};
@@ -122,19 +139,7 @@ Choice choose_reduce(const Involution2dParams& p) {
   const int kernel = static_cast<int>(s.kernel_h), stride = static_cast<int>(s.stride_h);
   if (is_dense(p.b, s.batch, s.channels, s.height, s.width) && is_dense(p.a, s.batch, s.channels, s.out_height, s.out_width) &&
       is_dense(p.out, s.batch, s.groups * s.taps(), s.out_height, s.out_width)) {
-    const TilingRequest request{s.batch,
-                                s.groups,
-                                s.group_channels(),
-                                s.height,
-                                s.width,
-                                s.pad_h,
-                                s.pad_w,
-                                s.out_height,
-                                s.out_width,
-                                copy_of(p.b, s.width, bytes),
-                                copy_of(p.a, s.out_width, bytes),
-                                ceil_div(s.group_channels(), 2 * kLeastSliceChannels),
-                                kEnoughReduceBlocks};
+    const TilingRequest request = request_reduce(s, copy_of(p.b, s.width, bytes), copy_of(p.a, s.out_width, bytes));
     if (!fits(request)) return choice;
     choice.way = Way::kTiles;
     choice.tiles = {plan_tiles(request, tile_kernel(kernel, bytes, TilePass::kGradWeight, stride)),
@@ -153,23 +158,6 @@ Choice choose_reduce(const Involution2dParams& p) {
   return choice;
 }
 
-// Of the kernel of both gradients, whose copies have `copy` bytes.
-TilingRequest request_gradients(const Involution2dShape& s, int32_t copy) {
-  return {s.batch,
-          s.groups,
-          s.group_channels(),
-          s.height,
-          s.width,
-          s.pad_h,
-          s.pad_w,
-          s.height,
-          s.width,
-          copy,
-          0,
-          ceil_div(s.group_channels(), 2 * kLeastSliceChannels),
-          kEnoughReduceBlocks};
-}
-
 Choice choose_gradients(const Involution2dGradients& p) {
   const Involution2dShape& s = p.shape;
   Choice choice{Way::kGeneral, {}, {}, 1};
@@ -180,7 +168,8 @@ Choice choose_gradients(const Involution2dGradients& p) {
       !dense(p.weight, maps) || !dense(p.grad_x, s.channels) || !dense(p.grad_weight, maps))
     return choice;
   const auto copy = [&](const auto& m) { return copy_of(m, s.width, bytes); };
-  const TilingRequest request = request_gradients(s, copy(p.x) < copy(p.grad_y) ? copy(p.x) : copy(p.grad_y));
+  // A tile of grad_y has the pixels around it, too: it lies as x's does, and counts as no other map.
+  const TilingRequest request = request_reduce(s, copy(p.x) < copy(p.grad_y) ? copy(p.x) : copy(p.grad_y), 0);
   choice.way = Way::kTiles;
   choice.tiles = {plan_tiles(request, gradients_kernel_of(bytes)),
                   p.x.data,
@@ -227,7 +216,7 @@ int64_t involution2d_scratch_bytes(const Involution2dParams& p) {
 
 bool has_involution2d_gradients(const Involution2dShape& s, Dtype dtype) {
   const int bytes = element_bytes(dtype);
-  return has_gradients_kernel(s, bytes) && fits(request_gradients(s, bytes));
+  return has_gradients_kernel(s, bytes) && fits(request_reduce(s, bytes, bytes));
 }
 
 int64_t involution2d_gradients_scratch_bytes(const Involution2dGradients& p) {
